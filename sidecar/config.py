@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import yaml
 from pydantic import (
@@ -329,8 +329,8 @@ def safe_url(url: str) -> str:
     user = parts.username or ""
     secret = ":***" if parts.password is not None else ""
     query = [(key, "***" if key == "password" else text) for key, text in parse_qsl(parts.query)]
-    shown = parts._replace(netloc=f"{user}{secret}{at}{host}", query=urlencode(query, safe="*"))
-    return urlunsplit(shown)
+    text = urlencode(query, safe="*/")
+    return f"{parts.scheme}://{user}{secret}{at}{host}{parts.path}{'?' if text else ''}{text}"
 
 
 # -- relations between settings --------------------------------------------------------------------
@@ -750,7 +750,10 @@ def _validated(
 
 
 def _complaints(error: ValidationError, variables: Mapping[str, str]) -> Iterator[str]:
-    for detail in error.errors(include_url=False, include_input=False):
+    details = error.errors(include_url=False, include_input=False)
+    # A misspelt setting is the reason why another one is missing.
+    details.sort(key=lambda detail: detail["type"] != "extra_forbidden")
+    for detail in details:
         if detail["type"] == "relations":
             for place, text in detail["ctx"]["problems"]:
                 yield f"{_spelled(place, variables)}: {text}"
