@@ -1,0 +1,21 @@
+-- keys: the names of the keys of one partition; nowhere else in Lua are they spelled.
+-- KEYS[1] is always the partition's `meta`; every other key shares its hash tag.
+local keys = {}
+do
+  local base = string.sub(KEYS[1], 1, -5)
+  keys.meta = KEYS[1]
+  keys.feed = base .. 'feed'
+  keys.vector = base .. 'vector'
+  keys.digest = base .. 'digest'
+  keys.unsettled = base .. 'unsettled'
+  keys.tenants = base .. 'tenants'
+
+  function keys.tuples(tenant, resource) return base .. 't:' .. tenant .. '/' .. resource end
+  function keys.subject(tenant, subject) return base .. 's:' .. tenant .. '/' .. subject end
+  function keys.type(tenant, type) return base .. 'x:' .. tenant .. '/' .. type end
+  function keys.types(tenant) return base .. 'x:' .. tenant end
+  function keys.bucket(bucket) return base .. 'b:' .. bucket end
+  function keys.idempotency(name) return base .. 'i:' .. name end
+  -- What `b:` sets hold: the name of a `t:` key without the base.
+  function keys.member(tenant, resource) return tenant .. '/' .. resource end
+end

@@ -1,0 +1,44 @@
+-- node: what this node knows of itself: its origin, its clock, its vector.
+-- The origin is read here and never taken from a caller.
+-- @include keys
+-- @include number
+local node = {}
+do
+  -- known: the highest timestamp that the calling process knows to be stored. Returns nil when
+  -- the store has less: it lost data, and nothing may be written.
+  function node.read(known)
+    local meta = redis.call('HMGET', keys.meta, 'origin', 'clock')
+    if not meta[1] or not meta[2] or tonumber(meta[2]) < tonumber(known) then return nil end
+    local vector = {}
+    local flat = redis.call('HGETALL', keys.vector)
+    for i = 1, #flat, 2 do vector[flat[i]] = tonumber(flat[i + 1]) end
+    return { origin = meta[1], clock = tonumber(meta[2]), vector = vector }
+  end
+
+  function node.tick(self, now_us, seen)
+    self.clock = math.max(now_us, self.clock + 1, seen + 1)
+    return self.clock
+  end
+
+  -- JSON of a vector; `without`: an origin that is left out.
+  function node.vector_json(vector, without)
+    local parts = {}
+    for origin, timestamp in pairs(vector) do
+      if origin ~= without then
+        parts[#parts + 1] = '"' .. origin .. '":"' .. number.text(timestamp) .. '"'
+      end
+    end
+    return '{' .. table.concat(parts, ',') .. '}'
+  end
+
+  function node.append(self, revision, origin, timestamp, changes, text, effects)
+    local id = number.text(revision) .. '-0'
+    if effects then
+      redis.call('XADD', keys.feed, id, 'origin', origin, 'timestamp', number.text(timestamp),
+        'changes', changes, 'transaction', text, 'effects', effects)
+    else
+      redis.call('XADD', keys.feed, id, 'origin', origin, 'timestamp', number.text(timestamp),
+        'changes', changes, 'transaction', text)
+    end
+  end
+end

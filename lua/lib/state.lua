@@ -1,0 +1,144 @@
+-- state: the state of one tuple, its text in Redis, and the two transitions of core/state.py.
+--
+-- A state is { siblings = { winner, … }, beyond = { origin -> timestamp } or nil, revision = n }.
+-- A sibling is { at = timestamp, origin = text, insert = bool, condition = text or nil,
+-- expires_at = text of digits or nil }. `revision` is where the visible part last changed here.
+--
+-- Text, short form, for one sibling without payload:  ±AT ORIGIN  or  ±AT ORIGIN DELTA
+-- where DELTA is revision - AT, left out when 0. Long form: the sign and a JSON object:
+--   ±{"siblings":[[at, origin, sign, condition, expires_at], …], "beyond": …, "revision": …}
+-- The winner comes first; the leading sign is the winner's, `+` is visible.
+--
+-- @include number
+local state = {}
+do
+  function state.decode(value)
+    local sign, at, origin, delta = string.match(value, '^([+-])(%d+) (%S+) ?(%d*)$')
+    if sign then
+      local timestamp = tonumber(at)
+      return {
+        siblings = { { at = timestamp, origin = origin, insert = sign == '+' } },
+        revision = delta == '' and timestamp or timestamp + tonumber(delta),
+      }
+    end
+    local long = cjson.decode(string.sub(value, 2))
+    local decoded = { siblings = {}, revision = tonumber(long.revision) }
+    for index, fields in ipairs(long.siblings) do
+      decoded.siblings[index] = {
+        at = tonumber(fields[1]),
+        origin = fields[2],
+        insert = fields[3] == '+',
+        condition = fields[4] ~= '' and fields[4] or nil,
+        expires_at = fields[5] ~= '' and fields[5] or nil,
+      }
+    end
+    if long.beyond then
+      decoded.beyond = {}
+      for origin_beyond, text in pairs(long.beyond) do
+        decoded.beyond[origin_beyond] = tonumber(text)
+      end
+    end
+    return decoded
+  end
+
+  function state.encode(new)
+    local best = new.siblings[1]
+    local sign = best.insert and '+' or '-'
+    if not new.siblings[2] and not new.beyond and not best.condition and not best.expires_at then
+      local short = sign .. number.text(best.at) .. ' ' .. best.origin
+      if new.revision == best.at then return short end
+      return short .. ' ' .. number.text(new.revision - best.at)
+    end
+    local long = { siblings = {}, revision = number.text(new.revision) }
+    for index, sibling in ipairs(new.siblings) do
+      long.siblings[index] = {
+        number.text(sibling.at), sibling.origin, sibling.insert and '+' or '-',
+        sibling.condition or '', sibling.expires_at or '',
+      }
+    end
+    if new.beyond then
+      long.beyond = {}
+      for origin, timestamp in pairs(new.beyond) do
+        long.beyond[origin] = number.text(timestamp)
+      end
+    end
+    return sign .. cjson.encode(long)
+  end
+
+  -- One live sibling: nothing for collection to do.
+  function state.is_settled(of)
+    return of.siblings[1].insert and not of.siblings[2] and not of.beyond
+  end
+
+  -- The entries of `a` and `b` (nil: none), greatest each, that `vector` has not reached.
+  function state.above(a, b, vector)
+    local left = nil
+    for _, entries in pairs({ a or false, b or false }) do
+      if entries then
+        for origin, timestamp in pairs(entries) do
+          if timestamp > (vector[origin] or 0) then
+            left = left or {}
+            if timestamp > (left[origin] or 0) then left[origin] = timestamp end
+          end
+        end
+      end
+    end
+    return left
+  end
+
+  -- A local write. `old` is nil for a tuple not seen before; `vector` is this node's.
+  function state.write(old, sibling, vector)
+    return {
+      siblings = { sibling },
+      beyond = old and old.beyond and state.above(old.beyond, nil, vector) or nil,
+      revision = sibling.at,
+    }
+  end
+
+  local function same(a, b)
+    return a.insert == b.insert and a.condition == b.condition and a.expires_at == b.expires_at
+  end
+
+  -- One change of another origin that this node has not received before.
+  -- context: what it had overwritten, beside its own origin up to `previous`; extra: the same,
+  -- for this tuple alone, or nil. reached: this node's vector once the transaction is applied;
+  -- unreached: the part of context above it, or nil.
+  -- Returns the new state (nil: the contexts contradict each other), and how many conflicts it
+  -- makes: versions that it stands beside and that differ.
+  function state.absorb(old, sibling, previous, context, extra, reached, unreached, rules, revision)
+    if not old then
+      local beyond = nil
+      if unreached or extra then beyond = state.above(unreached, extra, reached) end
+      return { siblings = { sibling }, beyond = beyond, revision = revision }, 0
+    end
+    local siblings, conflicts = {}, 0
+    local arrives = not (old.beyond and sibling.at <= (old.beyond[sibling.origin] or 0))
+    for _, stored in ipairs(old.siblings) do
+      local at, origin = stored.at, stored.origin
+      local covered = at <= (context[origin] or 0)
+        or (origin == sibling.origin and at <= previous)
+        or (extra and at <= (extra[origin] or 0))
+      if not covered then
+        siblings[#siblings + 1] = stored
+        if arrives and not same(stored, sibling) then conflicts = conflicts + 1 end
+      end
+    end
+    if arrives then siblings[#siblings + 1] = sibling end
+    if not siblings[1] then return nil, 0 end
+    local best = 1
+    for index = 2, #siblings do
+      if rules.wins(siblings[index], siblings[best]) then best = index end
+    end
+    siblings[1], siblings[best] = siblings[best], siblings[1]
+    local beyond = nil
+    if old.beyond or unreached or extra then
+      beyond = state.above(state.above(old.beyond, unreached, reached), extra, reached)
+    end
+    local kept = siblings[1] == old.siblings[1]
+    return {
+      siblings = rules.keeps_losers and siblings or { siblings[1] },
+      beyond = beyond,
+      revision = kept and old.revision or revision,
+    }, conflicts
+  end
+end

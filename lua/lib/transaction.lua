@@ -1,0 +1,97 @@
+-- transaction: the wire format of core/wire.py, decoded and checked field by field.
+-- @include number
+local transaction = {}
+do
+  transaction.format = 1
+
+  local function is_vector(value)
+    if type(value) ~= 'table' then return nil end
+    local vector = {}
+    for origin, text in pairs(value) do
+      local timestamp = number.parse(text)
+      if type(origin) ~= 'string' or not timestamp then return nil end
+      vector[origin] = timestamp
+    end
+    return vector
+  end
+
+  local function is_whole(value, below)
+    return type(value) == 'number' and value >= 0 and value < below and value % 1 == 0
+  end
+
+  local function payload(value)
+    if value == nil or value == '' then return true, nil end
+    if type(value) ~= 'string' then return false, nil end
+    return true, value
+  end
+
+  -- [sign, resource, relation, subject, bucket, hash, condition, expires_at]; the last two may
+  -- be absent, or "" for none. Returns a change, or nil.
+  local function change(fields)
+    if type(fields) ~= 'table' then return nil end
+    local sign, resource, relation, subject = fields[1], fields[2], fields[3], fields[4]
+    if (sign ~= '+' and sign ~= '-') or type(resource) ~= 'string' or type(relation) ~= 'string'
+      or type(subject) ~= 'string' or not string.find(resource, ':', 1, true)
+      or not is_whole(fields[5], 4096) or not is_whole(fields[6], 1099511627776)
+    then
+      return nil
+    end
+    local condition_ok, condition = payload(fields[7])
+    local expires_ok, expires_at = payload(fields[8])
+    if not condition_ok or not expires_ok or (expires_at and not number.parse(expires_at)) then
+      return nil
+    end
+    return {
+      insert = sign == '+', resource = resource, relation = relation, subject = subject,
+      field = relation .. '#' .. subject, bucket = fields[5], hash = fields[6],
+      condition = condition, expires_at = expires_at,
+    }
+  end
+
+  -- The changes of a decoded JSON list, or nil and what is wrong.
+  function transaction.changes(list)
+    if type(list) ~= 'table' then return nil, 'changes is not a list' end
+    local decoded, seen = {}, {}
+    for index, fields in ipairs(list) do
+      local one = change(fields)
+      if not one then return nil, 'change ' .. index .. ' is malformed' end
+      if list[2] then
+        local name = one.resource .. '#' .. one.field
+        if seen[name] then return nil, 'change ' .. index .. ' repeats a tuple' end
+        seen[name] = true
+      end
+      decoded[index] = one
+    end
+    return decoded
+  end
+
+  -- A whole transaction from its JSON text, or nil and what is wrong.
+  function transaction.decode(text)
+    local ok, tx = pcall(cjson.decode, text)
+    if not ok or type(tx) ~= 'table' then return nil, 'not JSON' end
+    if tx.format ~= transaction.format then return nil, 'unknown format' end
+    local timestamp, previous = number.parse(tx.timestamp), number.parse(tx.previous)
+    local context = is_vector(tx.context)
+    if type(tx.origin) ~= 'string' or not string.find(tx.origin, '^[a-z0-9-]+%.[a-z0-9]+$')
+      or not timestamp or not previous or previous >= timestamp or not context
+      or type(tx.tenant) ~= 'string' or not string.find(tx.tenant, '^[a-zA-Z0-9_-]+$')
+    then
+      return nil, 'origin, timestamp, previous, context or tenant is malformed'
+    end
+    local changes, wrong = transaction.changes(tx.changes)
+    if not changes then return nil, wrong end
+    local beyond = nil
+    if tx.beyond ~= nil then
+      if type(tx.beyond) ~= 'table' then return nil, 'beyond is malformed' end
+      beyond = {}
+      for index, entries in pairs(tx.beyond) do
+        beyond[index] = is_vector(entries)
+        if not beyond[index] then return nil, 'beyond is malformed' end
+      end
+    end
+    return {
+      origin = tx.origin, timestamp = timestamp, previous = previous, context = context,
+      tenant = tx.tenant, changes = changes, beyond = beyond, text = text,
+    }
+  end
+end

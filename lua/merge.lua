@@ -1,0 +1,121 @@
+-- merge: take in a batch of transactions of other origins, in order.
+--
+-- KEYS 1 meta        hash
+-- ARGV 1 now_us      wall clock, microseconds
+-- ARGV 2 known       highest timestamp this process knows to be stored
+-- ARGV 3 skew_us     how far ahead of now_us a timestamp may be
+-- ARGV 4 rules       JSON of the conflict strategy
+-- ARGV 5 batch       transactions as they came from the peer: JSON, one a line
+-- REPLY  outcome     "applied" | "gap" | "skew" | "lost"; with "gap" and "skew" the transactions
+--                    before it are applied. Then a detail in words, the clock, and how many
+--                    transactions, conflicts won by what was stored here, conflicts won by what
+--                    arrived; last the vector as JSON
+-- ERRORS BADBATCH    not a batch of a known format; nothing was written
+--
+-- @include keys
+-- @include node
+-- @include strategy
+-- @include transaction
+-- @include tuples
+local now_us, skew_us = tonumber(ARGV[1]), tonumber(ARGV[3])
+local rules = strategy.from(ARGV[4])
+if not rules then return redis.error_reply('BADBATCH unknown strategy') end
+local self = node.read(ARGV[2])
+if not self then return { 'lost', '', '0', '0', '0', '0', '{}' } end
+
+-- Everything is decoded before the first write, so that an error leaves nothing half done.
+local batch = {}
+for line in string.gmatch(ARGV[5], '[^\n]+') do
+  local tx, wrong = transaction.decode(line)
+  if not tx then return redis.error_reply('BADBATCH ' .. wrong) end
+  batch[#batch + 1] = tx
+end
+
+local applied, won_here, won_there = 0, 0, 0
+local outcome, detail = 'applied', ''
+local raised = {}
+
+-- What became visible here, for a change whose version is not the winner: nothing (`=`), or the
+-- winner. Watchers of this node are told this instead of the change.
+local function effect(old, new)
+  local best = new.siblings[1]
+  if old and old.siblings[1] == best then return { '=' } end
+  if not best.insert then return { '-' } end
+  return { '+', best.condition or '', best.expires_at or '' }
+end
+
+-- Chooses every winner of a transaction; nothing is written. Returns nil if its contexts lie.
+local function resolve(tx, revision)
+  local reached_before = self.vector[tx.origin]
+  self.vector[tx.origin] = tx.timestamp
+  local unreached = state.above(tx.context, nil, self.vector)
+  local states, effects, here, there = {}, nil, 0, 0
+  for index, change in ipairs(tx.changes) do
+    local old = tuples.read(tx.tenant, change)
+    local sibling = {
+      at = tx.timestamp, origin = tx.origin, insert = change.insert,
+      condition = change.insert and change.condition or nil,
+      expires_at = change.insert and change.expires_at or nil,
+    }
+    local new, conflicts = state.absorb(old, sibling, tx.previous, tx.context,
+      tx.beyond and tx.beyond[number.text(index)], self.vector, unreached, rules, revision)
+    if not new then
+      self.vector[tx.origin] = reached_before
+      return nil
+    end
+    if new.siblings[1] == sibling then
+      there = there + conflicts
+    else
+      here = here + conflicts
+      effects = effects or {}
+      effects[number.text(index)] = effect(old, new)
+    end
+    states[index] = { old or false, new }
+  end
+  return states, effects and cjson.encode(effects), here, there
+end
+
+for _, tx in ipairs(batch) do
+  local reached = self.vector[tx.origin] or 0
+  if tx.timestamp > reached then
+    if tx.previous > reached then
+      outcome = 'gap'
+      detail = tx.origin .. ' continues ' .. number.text(tx.previous) .. ', here it is at '
+        .. number.text(reached)
+      break
+    end
+    if tx.timestamp > now_us + skew_us then
+      outcome = 'skew'
+      detail = tx.origin .. ' is ' .. number.text((tx.timestamp - now_us) / 1000)
+        .. ' ms ahead of the clock of this node'
+      break
+    end
+    if tx.origin == self.origin then
+      outcome, detail = 'lost', 'a peer holds writes of this node that are not stored here'
+      break
+    end
+    local revision = node.tick(self, now_us, tx.timestamp)
+    local states, effects, here, there = resolve(tx, revision)
+    if not states then
+      outcome, detail = 'gap', 'the contexts of ' .. tx.origin .. ' contradict each other'
+      break
+    end
+    for index, change in ipairs(tx.changes) do
+      tuples.write(tx.tenant, change, states[index][1] or nil, states[index][2])
+    end
+    node.append(self, revision, tx.origin, tx.timestamp, #tx.changes, tx.text, effects)
+    raised[tx.origin] = tx.timestamp
+    applied, won_here, won_there = applied + 1, won_here + here, won_there + there
+  end
+end
+
+if applied > 0 then
+  redis.call('HSET', keys.meta, 'clock', number.text(self.clock))
+  for origin, timestamp in pairs(raised) do
+    redis.call('HSET', keys.vector, origin, number.text(timestamp))
+  end
+end
+return {
+  outcome, detail, number.text(self.clock), number.text(applied), number.text(won_here),
+  number.text(won_there), node.vector_json(self.vector),
+}

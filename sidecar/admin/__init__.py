@@ -1,0 +1,1 @@
+"""The admin listener: what operators and Prometheus call."""

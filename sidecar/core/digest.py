@@ -1,0 +1,37 @@
+"""The number of 40 bits that stands for one visible tuple; a bucket's digest is their sum.
+
+`lua/lib/digest.lua` maintains the sums; this is the same arithmetic, for checks and repair. Squaring
+modulo a prime is not linear, so two tuples that swap a timestamp, an origin or a hash change the
+sum.
+"""
+
+MODULUS = 2**40
+"""Sums are compared modulo this."""
+
+_PRIME = 67_108_859  # the greatest below 2^26: every product stays below 2^52 in Lua's doubles
+_HALF = 2**20
+
+
+def mix(tuple_hash: int, timestamp: int, origin: str) -> int:
+    """The number of one visible tuple whose winner has this version; below 2^40."""
+    upper, lower = divmod(tuple_hash, _HALF)
+    late, soon = divmod(timestamp, 2**26)
+    h = 1
+    for limb in (upper, lower, late, soon, _origin_hash(origin)):
+        h = _stir(h, limb)
+    g = h + 65_537
+    for limb in (soon, lower, upper):
+        g = _stir(g, limb)
+    return h % _HALF * _HALF + g % _HALF
+
+
+def _stir(h: int, limb: int) -> int:
+    h = (h + limb) % _PRIME
+    return (h * h + h * 31 + 7) % _PRIME
+
+
+def _origin_hash(origin: str) -> int:
+    h = 5381
+    for byte in origin.encode():
+        h = (h * 33 + byte) % _PRIME
+    return h

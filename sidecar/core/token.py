@@ -1,0 +1,57 @@
+"""Tokens: what a client carries to read its own writes anywhere. Opaque to clients.
+
+A token holds the node that answered, the revision there, and the node's vector; a node that covers
+the vector shows everything the client has seen.
+"""
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+
+from sidecar.core.vector import Vector
+from sidecar.errors import Refused
+
+MAX_TOKEN_BYTES = 6 * 1024
+_FORMAT = "1"
+_TEXT = re.compile(r"[a-z0-9-]{1,32}\|\d{1,16}(\|[a-z0-9-]{1,32}\.[a-z0-9]{1,32}:\d{1,16})*")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """node id, revision of that node, and its vector."""
+
+    node: str
+    revision: int
+    vector: Vector
+
+    def encode(self) -> str:
+        """Text that is safe in headers and URLs."""
+        entries = "".join([f"|{origin}:{t}" for origin, t in self.vector.items()])
+        text = f"{self.node}|{self.revision}{entries}"
+        return _FORMAT + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str) -> "Token":
+        """The token of a text that `encode` made. Raises Refused("invalid_token")."""
+        if len(text) > MAX_TOKEN_BYTES or not text.isascii() or not text.startswith(_FORMAT):
+            raise _not_a_token()
+        padded = text[1:] + "=" * (-len(text[1:]) % 4)
+        try:
+            inner = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError):
+            raise _not_a_token() from None
+        if not _TEXT.fullmatch(inner):
+            raise _not_a_token()
+        node, revision, *entries = inner.split("|")
+        vector = {}
+        for entry in entries:
+            origin, _, timestamp = entry.partition(":")
+            vector[origin] = int(timestamp)
+        return cls(node, int(revision), vector)
+
+
+def _not_a_token() -> Refused:
+    return Refused(
+        "invalid_token", "the revision token is not one that a sidecar of this kind has given"
+    )

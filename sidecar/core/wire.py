@@ -1,0 +1,156 @@
+"""The texts that travel: transactions in feeds and between nodes, and the frames of a session.
+
+A transaction is one line of JSON; it is made once, by the node that accepted the write, and stored
+and forwarded as it is:
+
+    {"format":1, "origin":"node1.…", "timestamp":"1790…", "previous":"1790…",
+     "context":{origin: timestamp}, "beyond":{index: {origin: timestamp}}, "tenant":"default",
+     "changes":[[sign, resource, relation, subject, bucket, hash, condition, expires_at], …]}
+
+`previous` is the timestamp of the transaction before it of the same origin. `context` is what the
+node had received when it wrote, without its own writes: of these it had everything up to
+`previous`. `beyond`, nearly always absent, is what single changes (counted from 1) overwrite beside
+that. Timestamps and `expires_at` are texts of digits, because Lua prints numbers with 14 digits;
+`condition` is the text of a JSON value, so that nobody re-encodes it; both are "" or absent for
+none. There are no nulls.
+
+A frame is UTF-8: a line of JSON, the head, with a `type`; a batch has its transactions as further
+lines, to be handed to the merge script as they are. Large frames are compressed with zlib and
+travel as binary messages, the others as text messages.
+"""
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sidecar.core.relationship import Change, Operation, Relationship, bucket_of, tuple_hash
+from sidecar.core.vector import Vector
+from sidecar.errors import Refused
+
+FORMAT = 1
+COMPRESS_ABOVE_BYTES = 32 * 1024
+MAX_FRAME_BYTES = 32 * 1024 * 1024
+"""A legal transaction has up to 4 MiB of request and 5,000 hashes; one always fits, with room."""
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """All changes of one write request, as they are seen on one node."""
+
+    tenant: str
+    origin: str
+    timestamp: int
+    changes: tuple[Change, ...]
+
+
+def encode_body(tenant: str, changes: Iterable[Change]) -> str:
+    """The tail of a transaction's JSON, from the tenant on; the write script puts the rest before."""
+    rows = []
+    for operation, one in changes:
+        row: list[object] = [
+            "+" if operation is Operation.INSERT else "-",
+            one.resource,
+            one.relation,
+            one.subject,
+            bucket_of(tenant, one.resource),
+            tuple_hash((tenant, one.resource, one.relation, one.subject)),
+        ]
+        if operation is Operation.INSERT and (one.condition is not None or one.expires_at):
+            row.append(one.condition or "")
+            if one.expires_at:
+                row.append(str(one.expires_at))
+        rows.append(row)
+    return f'"tenant":{_encode(tenant)},"changes":{_encode(rows)}}}'
+
+
+def decode_transaction(text: bytes, effects: bytes | None = None) -> Transaction:
+    """A transaction from its JSON.
+
+    effects: what the merge found for changes that are not the visible version on this node; they
+    are left out, or replaced by what became visible instead.
+    """
+    decoded = json.loads(text)
+    tenant = decoded["tenant"]
+    seen_here = json.loads(effects) if effects else {}
+    changes = []
+    for index, row in enumerate(decoded["changes"], 1):
+        sign, resource, relation, subject, _, _, *payload = row
+        effect = seen_here.get(str(index))
+        if effect is not None:
+            sign, *payload = effect
+        if sign == "=":
+            continue
+        condition, expires_at = (*payload, "", "")[:2]
+        changes.append(
+            Change(
+                Operation.INSERT if sign == "+" else Operation.DELETE,
+                Relationship(
+                    tenant,
+                    resource,
+                    relation,
+                    subject,
+                    condition or None,
+                    int(expires_at) if expires_at else None,
+                ),
+            )
+        )
+    return Transaction(tenant, decoded["origin"], int(decoded["timestamp"]), tuple(changes))
+
+
+def encode_vector(vector: Vector) -> dict[str, str]:
+    """A vector as it travels: timestamps as text."""
+    return {origin: str(timestamp) for origin, timestamp in vector.items()}
+
+
+def decode_vector(value: object) -> dict[str, int]:
+    """A vector from JSON. Raises Refused("bad_frame") for anything else."""
+    if not isinstance(value, dict):
+        raise Refused("bad_frame", "a vector is an object of origin and timestamp")
+    try:
+        return {str(origin): _timestamp(text) for origin, text in value.items()}
+    except ValueError:
+        raise Refused("bad_frame", "a vector holds timestamps as texts of digits") from None
+
+
+def encode_frame(head: Mapping[str, object], transactions: Sequence[bytes] = ()) -> str | bytes:
+    """A frame: `str` to be sent as text, `bytes` to be sent as a binary message."""
+    frame = b"\n".join([_encode(head).encode(), *transactions])
+    if len(frame) > COMPRESS_ABOVE_BYTES:
+        return zlib.compress(frame, level=1)
+    return frame.decode()
+
+
+def decode_frame(message: str | bytes) -> tuple[dict[str, object], bytes]:
+    """Head and the lines of transactions, not taken apart. Raises Refused("bad_frame")."""
+    if isinstance(message, bytes):
+        frame = _decompress(message)
+    else:
+        frame = message.encode()
+    line, _, transactions = frame.partition(b"\n")
+    try:
+        head = json.loads(line)
+    except (ValueError, RecursionError):
+        raise Refused("bad_frame", "a frame begins with a line of JSON") from None
+    if not isinstance(head, dict) or not isinstance(head.get("type"), str):
+        raise Refused("bad_frame", "the head of a frame is an object with a type")
+    return head, transactions
+
+
+def _decompress(message: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    try:
+        frame = inflater.decompress(message, MAX_FRAME_BYTES)
+    except zlib.error:
+        raise Refused("bad_frame", "a binary frame is compressed with zlib") from None
+    if not inflater.eof:
+        raise Refused("bad_frame", f"a frame has at most {MAX_FRAME_BYTES} bytes")
+    return frame
+
+
+def _timestamp(text: object) -> int:
+    if not isinstance(text, str) or not text.isascii() or not text.isdigit():
+        raise ValueError(text)
+    return int(text)

@@ -1,0 +1,165 @@
+"""Metrics as an interface of domain events; nothing outside this file sees Prometheus.
+
+The ten names of the seed carry no labels; what belongs to one target has a name of its own.
+"""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+_BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+_DURATION_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0),
+)
+
+
+class Metrics:
+    """Counts what happens on this node. Each instance has a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        self._changes = counter(
+            "inferadb_replication_changes_total",
+            "Changes acknowledged by targets, summed over targets",
+        )
+        self._failures = counter(
+            "inferadb_replication_failures_total",
+            "Failed attempts: connect, hello, batch, timeout",
+        )
+        self._attempts = counter(
+            "inferadb_replication_attempts_total",
+            "Attempts: sessions begun and batches sent",
+        )
+        self._conflicts = counter(
+            "inferadb_replication_conflicts_total", "Conflicts detected by merges on this node"
+        )
+        # Gauges that only grow, because their names lack _total.
+        self._resolved_local = gauge(
+            "inferadb_replication_conflicts_resolved_local",
+            "Conflicts resolved by keeping what was stored here",
+        )
+        self._resolved_remote = gauge(
+            "inferadb_replication_conflicts_resolved_remote",
+            "Conflicts resolved by taking what arrived",
+        )
+        self._lag = gauge(
+            "inferadb_replication_lag_milliseconds",
+            "Age of the oldest transaction that some target has not acknowledged",
+        )
+        self._connected = gauge(
+            "inferadb_replication_targets_connected", "Targets with a session that stands"
+        )
+        self._targets = gauge("inferadb_replication_targets_total", "Targets configured")
+        self._batch_size = Histogram(
+            "inferadb_replication_batch_size",
+            "Changes per batch sent",
+            buckets=_BATCH_BUCKETS,
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "inferadb_replication_duration_seconds",
+            "From sending a batch to its acknowledgement",
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._merged = counter(
+            "inferadb_replication_merged_transactions_total",
+            "Transactions of other origins applied here",
+        )
+        self._writes = counter(
+            "inferadb_sidecar_writes_total", "Write requests accepted here, one transaction each"
+        )
+        self._target_lag = gauge(
+            "inferadb_replication_target_lag_milliseconds",
+            "Age of the oldest transaction that this target has not acknowledged",
+            "target",
+        )
+        self._target_connected = gauge(
+            "inferadb_replication_target_connected",
+            "1 while a session with this target stands",
+            "target",
+        )
+        self._target_unreachable = gauge(
+            "inferadb_replication_target_unreachable",
+            "1 after max_retries failed attempts in a row to reach this target",
+            "target",
+        )
+        self._target_changes = Counter(
+            "inferadb_replication_target_changes_total",
+            "Changes acknowledged by this target",
+            ("target",),
+            registry=registry,
+        )
+        self._target_failures = Counter(
+            "inferadb_replication_target_failures_total",
+            "Failed attempts with this target",
+            ("target",),
+            registry=registry,
+        )
+
+    def has_targets(self, targets: dict[str, Callable[[], float]]) -> None:
+        """The targets of this node: each with a function that tells its lag in milliseconds."""
+        self._targets.set(len(targets))
+        for target, lag_ms in targets.items():
+            self._target_lag.labels(target).set_function(lag_ms)
+            self._target_connected.labels(target).set(0)
+            self._target_unreachable.labels(target).set(0)
+            self._target_changes.labels(target)
+            self._target_failures.labels(target)
+        self._lag.set_function(lambda: max((lag() for lag in targets.values()), default=0.0))
+
+    def wrote(self) -> None:
+        """A write request was accepted."""
+        self._writes.inc()
+
+    def merged(self, transactions: int, *, local: int, remote: int) -> None:
+        """Transactions were merged, with conflicts won by what was here, and by what came."""
+        self._merged.inc(transactions)
+        self._conflicts.inc(local + remote)
+        self._resolved_local.inc(local)
+        self._resolved_remote.inc(remote)
+
+    def attempted(self) -> None:
+        """A session was begun or a batch was sent."""
+        self._attempts.inc()
+
+    def sent(self, changes: int) -> None:
+        """A batch was sent."""
+        self._attempts.inc()
+        self._batch_size.observe(changes)
+
+    def acknowledged(self, target: str, changes: int, duration_s: float) -> None:
+        """A target has a batch in its Redis."""
+        self._changes.inc(changes)
+        self._target_changes.labels(target).inc(changes)
+        self._duration.observe(duration_s)
+
+    def failed(self, target: str) -> None:
+        """An attempt with a target failed."""
+        self._failures.inc()
+        self._target_failures.labels(target).inc()
+
+    def connected(self, target: str, is_connected: bool) -> None:
+        """A session with a target began or ended."""
+        gauge = self._target_connected.labels(target)
+        self._connected.inc(int(is_connected) - gauge._value.get())
+        gauge.set(int(is_connected))
+
+    def unreachable(self, target: str, is_unreachable: bool) -> None:
+        """A target has, or has no longer, refused or missed `max_retries` attempts in a row."""
+        self._target_unreachable.labels(target).set(int(is_unreachable))
+
+    def render(self) -> bytes:
+        """The text format 0.0.4, whatever the client would accept."""
+        return generate_latest(self._registry)

@@ -1,0 +1,1 @@
+"""How sessions travel between sidecars: WebSocket, both ends."""

@@ -1,0 +1,142 @@
+"""One connection to Redis for commands that must never be sent twice.
+
+Translates what redis-py and the server raise into our own failures. redis-py's own clients repeat
+commands by themselves; here nothing is repeated, and a lost reply is told apart from a command that
+was never sent. Knows commands, not what they mean.
+"""
+
+import asyncio
+from typing import Any
+
+from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+)
+
+from sidecar.errors import Broken, Unavailable
+from sidecar.store.scripts import Script
+
+# What the server says when it cannot do anything right now; whatever it was asked, nothing was done.
+_SERVER_CANNOT = {
+    "OOM": "Redis has reached its maxmemory and takes no writes",
+    "MISCONF": "Redis cannot persist to its disk and takes no writes",
+    "READONLY": "Redis is a read-only replica",
+    "LOADING": "Redis is loading its data",
+    "BUSY": "Redis is busy with a script",
+    "CLUSTERDOWN": "the Redis cluster is down",
+    "MASTERDOWN": "Redis has lost its primary",
+    "NOAUTH": "Redis asks for a password; put it into redis.url",
+    "WRONGPASS": "Redis refuses the password of redis.url",
+    "NOPERM": "the Redis user of redis.url may not run this command",
+}
+
+
+class ScriptError(Exception):
+    """A script answered `CODE text`: the code is the contract between Lua and its caller."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+        self.text = text
+
+
+def pool_of(url: str, timeout_s: float, connections: int = 64) -> ConnectionPool:
+    """Connections for a `redis://`, `rediss://` or `unix://` URL that repeat nothing.
+
+    At the limit a caller waits for a connection to become free.
+    """
+    return BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections,
+        timeout=timeout_s,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+        decode_responses=False,
+    )
+
+
+class Link:
+    """A connection of its own, one command at a time; others wait their turn."""
+
+    def __init__(self, pool: ConnectionPool, timeout_s: float) -> None:
+        self._connection: Any = pool.make_connection()
+        self._timeout_s = timeout_s
+        self._turn = asyncio.Lock()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection stands, as far as anyone has noticed."""
+        return bool(self._connection.is_connected)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a command is under way."""
+        return self._turn.locked()
+
+    async def call(self, *command: object) -> Any:
+        """The reply to one command, as bytes and lists.
+
+        Raises Unavailable("store_unavailable") when it was not carried out,
+        Unavailable("outcome_unknown") when nobody knows, ScriptError for `CODE text` of ours.
+        """
+        async with self._turn:
+            try:
+                if not self.is_connected:
+                    await self._connection.connect()
+            except (RedisError, OSError, TimeoutError) as error:
+                await self.close()
+                raise _unavailable(error) from error
+            try:
+                await self._connection.send_command(*command, check_health=False)
+                return await self._connection.read_response(timeout=None)
+            except (ResponseError, BusyLoadingError) as error:
+                # An answer: the connection is as good as before.
+                raise _translate(error) from error
+            except (RedisError, OSError, TimeoutError) as error:
+                await self.close()
+                raise Unavailable(
+                    "outcome_unknown", f"no answer from Redis, nobody knows the outcome: {error}"
+                ) from error
+            except asyncio.CancelledError:
+                # The reply would be taken for the answer to the next command.
+                await self.close()
+                raise
+
+    async def run(self, script: Script, key: str, *args: object) -> Any:
+        """The reply of a script whose first key is `key`; loads it where the server lost it."""
+        try:
+            return await self.call("EVALSHA", script.sha, 1, key, *args)
+        except NoScriptError:
+            await self.call("SCRIPT", "LOAD", script.text)
+            return await self.call("EVALSHA", script.sha, 1, key, *args)
+        except ScriptError as error:
+            if error.code == "ERR":
+                raise Broken(f"lua/{script.name}.lua: {script.explain(error.text)}") from error
+            raise
+
+    async def close(self) -> None:
+        """Drop the connection; the next call makes a new one."""
+        await self._connection.disconnect(nowait=True)
+
+
+def _translate(error: RedisError) -> Exception:
+    if isinstance(error, NoScriptError):
+        return error
+    text = str(error)
+    # redis-py takes the codes that it knows off the text and keeps them beside it.
+    known = getattr(error, "status_code", None)
+    code, rest = (known, text) if known else text.split(" ", 1) if " " in text else ("ERR", text)
+    if code in _SERVER_CANNOT:
+        return Unavailable("store_unavailable", _SERVER_CANNOT[code])
+    return ScriptError(code, rest) if code.isupper() else ScriptError("ERR", text)
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    return Unavailable("store_unavailable", f"Redis does not answer: {error}")

@@ -1,0 +1,586 @@
+"""The store of one node: every transition and every read of its data set in Redis.
+
+Owns the connections, the group commit, and the mirror of the node's vector. Lua decides, Python
+moves: nothing here judges a state. Whoever calls gets answers with a type, or one of our failures.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+import tenacity
+
+from sidecar.core.clock import RANDOM_BITS, incarnation
+from sidecar.core.conflict import Rules
+from sidecar.core.digest import mix
+from sidecar.core.relationship import Change, Relationship
+from sidecar.core.vector import Vector, is_covered, pointwise_max
+from sidecar.core.wire import encode_body
+from sidecar.errors import Broken, Refused, Unavailable
+from sidecar.metrics import Metrics
+from sidecar.store import scripts, states
+from sidecar.store.feed import FeedEntry, entries_of
+from sidecar.store.keys import Keys
+from sidecar.store.link import Link, ScriptError, pool_of
+
+log = logging.getLogger(__name__)
+
+STORE_FORMAT = 1
+PARTITIONS = 1
+READERS = 8
+# More than this many waiting writes means Redis is far slower than the applications: shed, with 503.
+MAX_WAITING_WRITES = 4096
+# One call of the write script takes at most this much, so that Redis never blocks for long; a single
+# write is always taken, however large.
+MAX_GROUP_WRITES = 256
+MAX_GROUP_BYTES = 1024 * 1024
+
+
+class MergeOutcome(StrEnum):
+    """What became of a batch; with all but the first the rest of it was not applied."""
+
+    APPLIED = "applied"
+    GAP = "gap"
+    SKEW = "skew"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """One write: all its changes, or none.
+
+    expected_revision: refuse if a tuple of the request changed on this node after it.
+    idempotency_key: a repeat with the same `request_hash` gets the first answer again.
+    """
+
+    tenant: str
+    changes: Sequence[Change]
+    expected_revision: int | None = None
+    idempotency_key: str | None = None
+    request_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """revision: of the write. written, deleted: how many relationships. vector: this node's after."""
+
+    revision: int
+    written: int
+    deleted: int
+    vector: Vector
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """transactions: how many were new. vector: this node's after."""
+
+    outcome: MergeOutcome
+    detail: str
+    transactions: int
+    vector: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which tuples of a tenant; None is any."""
+
+    tenant: str
+    resource: str | None = None
+    resource_type: str | None = None
+    relation: str | None = None
+    subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Tuples, where to go on (None: that was all), and what they were read at.
+
+    A page may be short, even empty, and still have a cursor.
+    """
+
+    relationships: list[Relationship]
+    cursor: str | None
+    revision: int
+    vector: Vector
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A write in the queue of the group commit."""
+
+    body: str
+    guard: str
+    written: int
+    answer: asyncio.Future[Written]
+
+
+class RedisStore:
+    """The data set of `node`. Use as an async context manager; it opens when Redis answers.
+
+    now_us: the wall clock. random_bits: draws that many random bits.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str,
+        node: str,
+        rules: Rules,
+        metrics: Metrics,
+        now_us: Callable[[], int],
+        random_bits: Callable[[int], int],
+        max_clock_skew_ms: int = 60_000,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.node = node
+        self.keys = Keys(prefix)
+        self._rules, self._metrics = rules, metrics
+        self._now_us, self._random_bits = now_us, random_bits
+        self._skew_us = max_clock_skew_ms * 1000
+        self._pool = pool_of(url, timeout_s)
+        self._writer, self._merger, self._tailer, self._control = (
+            Link(self._pool, timeout_s) for _ in range(4)
+        )
+        self._readers = [Link(self._pool, timeout_s) for _ in range(READERS)]
+        self._next_reader = 0
+        self._queue: deque[_Waiting] = deque()
+        self._queued = asyncio.Event()
+        self._opened, self._closed = asyncio.Event(), asyncio.Event()
+        self._closed_because = Unavailable("store_unavailable", "Redis has not answered yet")
+        self._covering: list[tuple[Vector, asyncio.Future[None]]] = []
+        self._origin = ""
+        self._clock = 0
+        self._vector: Vector = {}
+        self._stack = contextlib.AsyncExitStack()
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        group = await self._stack.enter_async_context(asyncio.TaskGroup())
+        loops = [group.create_task(self._keep_open()), group.create_task(self._commit())]
+        for loop in loops:
+            self._stack.callback(loop.cancel)
+        return self
+
+    async def __aexit__(self, *failure: Any) -> None:
+        self._set_closed(Unavailable("store_unavailable", "this node is shutting down"))
+        for waiting in self._queue:
+            waiting.answer.cancel()
+        await self._stack.__aexit__(*failure)
+        for link in (self._writer, self._merger, self._tailer, self._control, *self._readers):
+            await link.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether reads and writes are served."""
+        return self._opened.is_set()
+
+    @property
+    def closed_because(self) -> str:
+        """Why nothing is served, in words; "" when it is."""
+        return "" if self.is_open else self._closed_because.message
+
+    @property
+    def origin(self) -> str:
+        """The incarnation that accepts writes here; "" before the first opening."""
+        return self._origin
+
+    @property
+    def revision(self) -> int:
+        """The highest revision this process knows to be stored."""
+        return self._clock
+
+    @property
+    def vector(self) -> Vector:
+        """What this node has applied, as far as this process knows."""
+        return self._vector
+
+    async def opened(self) -> None:
+        """Wait until the store is open."""
+        await self._opened.wait()
+
+    async def _keep_open(self) -> None:
+        """Open, and open again whenever a connection breaks; never gives up."""
+        opening = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            wait=tenacity.wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.1),
+            before_sleep=self._note_closed,
+        )
+        while True:
+            await opening(self._open)
+            self._closed.clear()
+            self._opened.set()
+            log.info("store open", extra={"origin": self._origin, "revision": self._clock})
+            await self._closed.wait()
+
+    def _note_closed(self, attempt: tenacity.RetryCallState) -> None:
+        reason = attempt.outcome.exception() if attempt.outcome else None
+        if isinstance(reason, Unavailable):
+            if attempt.attempt_number == 1 or self._closed_because.code != reason.code:
+                log.warning("store closed", extra={"reason": reason.message})
+            self._closed_because = reason
+
+    async def _open(self) -> None:
+        info = (await self._control.call("INFO", "memory")).decode()
+        policy = next((x[17:] for x in info.splitlines() if x.startswith("maxmemory_policy:")), "")
+        if policy not in ("", "noeviction"):
+            raise Refused(
+                "wrong_eviction_policy",
+                f"redis.url: this Redis may evict keys (maxmemory-policy {policy}), which would "
+                "lose tuples; set maxmemory-policy noeviction",
+            )
+        for name in scripts.names():
+            await self._control.call("SCRIPT", "LOAD", scripts.script(name).text)
+        sample = (2**40 - 2, 2**52 + 12_345, "node-1.abcdefgh0123")
+        outcome, wrong = await self._control.run(
+            scripts.script("check"), self.keys.meta, *sample, mix(*sample)
+        )
+        if outcome != b"ok":
+            raise Refused("wrong_redis", f"redis.url: this Redis does not fit: {wrong.decode()}")
+        now_us = self._now_us()
+        name = incarnation(now_us // 1000, self._random_bits(RANDOM_BITS))
+        try:
+            outcome, origin, clock, vector = await self._control.run(
+                scripts.script("open"),
+                self.keys.meta,
+                *(now_us, self._clock, self.node, name),
+                *(STORE_FORMAT, PARTITIONS, self._rules.fingerprint),
+            )
+        except ScriptError as error:
+            raise self._not_ours(error) from error
+        if outcome == b"lost":
+            raise self._lost()
+        self._origin = origin.decode()
+        self._advance(int(clock), _vector(vector))
+
+    def _not_ours(self, error: ScriptError) -> Refused:
+        match error.code:
+            case "WRONGNODE":
+                return Refused(
+                    "wrong_store",
+                    f"redis.url: this data belongs to node {error.text}, not to {self.node}; "
+                    "give each node a Redis or a redis.prefix of its own",
+                )
+            case "WRONGFORMAT":
+                return Refused(
+                    "wrong_store",
+                    f"redis.url: this data has format and partition count {error.text}; this "
+                    f"release reads {STORE_FORMAT} {PARTITIONS}",
+                )
+            case "WRONGRULES":
+                return Refused(
+                    "wrong_store",
+                    f"replication.conflict_resolution: this data was merged under {error.text}, "
+                    f"the configuration says {self._rules.fingerprint}; set it back, changing the "
+                    "strategy of stored data is not built yet",
+                )
+            case _:
+                raise Broken(str(error))
+
+    def _lost(self) -> Unavailable:
+        return Unavailable(
+            "store_lost_writes",
+            "Redis has lost writes that this node knows were stored (up to revision "
+            f"{self._clock}); nothing is written until the data is back, or the sidecar is "
+            "restarted and takes what is left for the truth",
+            retry_after_s=5,
+        )
+
+    def _set_closed(self, reason: Unavailable) -> None:
+        if self._opened.is_set():
+            log.warning("store closed", extra={"reason": reason.message})
+        self._closed_because = reason
+        self._opened.clear()
+        self._closed.set()
+
+    async def _ask(self, link: Link, script: str, *args: object) -> Any:
+        """Run a script; a broken connection closes the store until it has been opened anew."""
+        if not self._opened.is_set():
+            raise self._closed_because
+        try:
+            return await link.run(scripts.script(script), self.keys.meta, *args)
+        except Unavailable as unavailable:
+            await self._broke(link, unavailable)
+            raise
+
+    async def _broke(self, link: Link, unavailable: Unavailable) -> None:
+        if link.is_connected:
+            return  # the server answered, with a refusal
+        self._set_closed(Unavailable("store_unavailable", unavailable.message))
+        for other in (self._writer, self._merger, self._tailer, self._control, *self._readers):
+            if not other.is_busy:
+                await other.close()
+
+    def _advance(self, clock: int, vector: Vector) -> None:
+        self._clock = max(self._clock, clock)
+        self._vector = pointwise_max(self._vector, vector)
+        if self._covering:
+            for wanted, reached in self._covering:
+                if not reached.done() and is_covered(wanted, self._vector):
+                    reached.set_result(None)
+
+    # -- writes -------------------------------------------------------------------------------
+
+    async def write(self, request: WriteRequest) -> Written:
+        """Commit one write, together with the others that wait at this moment.
+
+        Raises Refused (409 revision_mismatch, 422 idempotency_key_reused) and Unavailable
+        (store_unavailable: nothing was done; outcome_unknown: nobody knows).
+        """
+        if not self._opened.is_set():
+            raise self._closed_because
+        if len(self._queue) >= MAX_WAITING_WRITES:
+            raise Unavailable("overloaded", f"{MAX_WAITING_WRITES} writes are waiting for Redis")
+        answer: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
+        body = encode_body(request.tenant, request.changes)
+        self._queue.append(_Waiting(body, _guard(request), _inserts(request), answer))
+        self._queued.set()
+        return await answer
+
+    async def _commit(self) -> None:
+        while True:
+            await self._queued.wait()
+            while self._queue:
+                await self._commit_group(self._take_group())
+            self._queued.clear()
+
+    def _take_group(self) -> list[_Waiting]:
+        group = [self._queue.popleft()]
+        size = len(group[0].body)
+        while self._queue and len(group) < MAX_GROUP_WRITES:
+            size += len(self._queue[0].body)
+            if size > MAX_GROUP_BYTES:
+                break
+            group.append(self._queue.popleft())
+        return group
+
+    async def _commit_group(self, group: list[_Waiting]) -> None:
+        pairs = [text for waiting in group for text in (waiting.body, waiting.guard)]
+        try:
+            reply = await self._ask(self._writer, "write", self._now_us(), self._clock, *pairs)
+            if reply[0] == b"lost":
+                lost = self._lost()
+                self._set_closed(lost)
+                raise lost
+            vector = _vector(reply[1])
+        except (Unavailable, ScriptError, Broken) as failure:
+            # One at fault must not take the others along: nothing was written, so try each alone.
+            if isinstance(failure, ScriptError) and len(group) > 1:
+                for waiting in group:
+                    await self._commit_group([waiting])
+                return
+            if isinstance(failure, ScriptError):
+                failure = Refused("bad_write", str(failure))
+            for waiting in group:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(failure)
+            return
+        newest = self._clock
+        for index, waiting in enumerate(group):
+            outcome, revision, deleted, text = reply[2 + 4 * index : 6 + 4 * index]
+            if outcome == b"written":
+                newest = max(newest, int(revision))
+            if not waiting.answer.done():
+                self._answer(waiting, vector, outcome, revision, deleted, text)
+        self._advance(newest, vector)
+
+    def _answer(
+        self,
+        waiting: _Waiting,
+        vector: Vector,
+        outcome: bytes,
+        revision: bytes,
+        deleted: bytes,
+        text: bytes,
+    ) -> None:
+        match outcome:
+            case b"written":
+                at = {**vector, self._origin: int(revision)}
+                written = Written(int(revision), waiting.written, int(deleted), at)
+                waiting.answer.set_result(written)
+            case b"replayed":
+                first = json.loads(text)
+                at = {origin: int(t) for origin, t in first["vector"].items()}
+                written = Written(int(revision), first["written"], int(deleted), at, replayed=True)
+                waiting.answer.set_result(written)
+            case b"mismatch":
+                refused = Refused(
+                    "revision_mismatch",
+                    f"{text.decode()} changed on this node at revision {revision.decode()}, after "
+                    "expected_revision; read it again",
+                    status=409,
+                )
+                waiting.answer.set_exception(refused)
+            case b"reused":
+                refused = Refused(
+                    "idempotency_key_reused",
+                    "this Idempotency-Key was used for another request in the last ten minutes; "
+                    "use a new key for a new request",
+                    status=422,
+                )
+                waiting.answer.set_exception(refused)
+            case _:
+                raise Broken(f"lua/write.lua answers {outcome!r}")
+
+    async def merge(self, batch: bytes) -> Merged:
+        """Take in transactions of other origins, a line each, as they came from a peer.
+
+        Raises Refused("bad_batch") when it is not a batch of a known format, and Unavailable. A
+        batch may be merged any number of times.
+        """
+        args = (self._now_us(), self._clock, self._skew_us, self._rules.to_json(), batch)
+        try:
+            reply = await self._ask(self._merger, "merge", *args)
+        except ScriptError as error:
+            raise Refused("bad_batch", error.text) from error
+        outcome, detail, clock, transactions, here, there, vector_json = reply
+        merged = Merged(
+            MergeOutcome(outcome.decode()),
+            detail.decode(),
+            int(transactions),
+            _vector(vector_json),
+        )
+        if merged.outcome is MergeOutcome.LOST and not merged.vector:
+            lost = self._lost()
+            self._set_closed(lost)
+            raise lost
+        self._advance(int(clock), merged.vector)
+        self._metrics.merged(int(transactions), local=int(here), remote=int(there))
+        return merged
+
+    # -- reads --------------------------------------------------------------------------------
+
+    async def read_page(self, wanted: Filter, limit: int, cursor: str | None = None) -> Page:
+        """A page of visible tuples. Raises Refused("invalid_cursor") and Unavailable."""
+        try:
+            outcome, rest, clock, vector, *rows = await self._ask(
+                self._reader(),
+                "page",
+                wanted.tenant,
+                wanted.resource or "",
+                wanted.resource_type or "",
+                wanted.relation or "",
+                wanted.subject or "",
+                limit,
+                cursor or "",
+            )
+        except ScriptError as error:
+            raise Refused(
+                "invalid_cursor", f"the cursor is not one of ours: {error.text}"
+            ) from None
+        if outcome == b"lost":
+            raise self._lost()
+        now_us = self._now_us()
+        found = []
+        for resource, field, value in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+            one = states.visible(wanted.tenant, resource.decode(), field, value, now_us)
+            if one is not None:
+                found.append(one)
+        return Page(found, rest.decode() or None, int(clock), _vector(vector))
+
+    async def find(
+        self, tenant: str, resource: str, relation: str, subject: str
+    ) -> Relationship | None:
+        """The relationship if it is there, not deleted and not expired."""
+        field = f"{relation}#{subject}".encode()
+        value = await self._read("HGET", self.keys.tuples(tenant, resource), field)
+        if value is None:
+            return None
+        return states.visible(tenant, resource, field, value, self._now_us())
+
+    async def tenants(self) -> list[str]:
+        """Every tenant that has had a tuple here, sorted."""
+        return sorted(name.decode() for name in await self._read("SMEMBERS", self.keys.tenants))
+
+    async def wait_covered(self, vector: Vector, timeout_s: float) -> bool:
+        """Whether this node comes to cover `vector` in that time."""
+        if is_covered(vector, self._vector):
+            return True
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (vector, reached)
+        self._covering.append(entry)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await reached
+        except TimeoutError:
+            return False
+        finally:
+            self._covering.remove(entry)
+        return True
+
+    def _reader(self) -> Link:
+        self._next_reader = (self._next_reader + 1) % READERS
+        return self._readers[self._next_reader]
+
+    async def _read(self, *command: object) -> Any:
+        if not self._opened.is_set():
+            raise self._closed_because
+        link = self._reader()
+        try:
+            return await link.call(*command)
+        except Unavailable as unavailable:
+            await self._broke(link, unavailable)
+            raise Unavailable("store_unavailable", unavailable.message) from unavailable
+
+    # -- the feed -----------------------------------------------------------------------------
+
+    async def feed_after(self, revision: int, count: int) -> list[FeedEntry]:
+        """At most `count` entries with a revision above this one, in order."""
+        start = f"({revision}-0" if revision else "-"
+        reply = await self._read("XRANGE", self.keys.feed, start, "+", "COUNT", count)
+        return entries_of(reply)
+
+    async def feed_news(self, revision: int, count: int, wait_ms: int) -> list[FeedEntry]:
+        """The same, waiting up to `wait_ms` for the first; empty when none came."""
+        if not self._opened.is_set():
+            raise self._closed_because
+        try:
+            reply = await self._tailer.call(
+                *("XREAD", "COUNT", count, "BLOCK", wait_ms),
+                *("STREAMS", self.keys.feed, f"{revision}-0"),
+            )
+        except Unavailable as unavailable:
+            await self._broke(self._tailer, unavailable)
+            raise Unavailable("store_unavailable", unavailable.message) from unavailable
+        return entries_of(reply[0][1]) if reply else []
+
+    async def feed_bounds(self) -> tuple[int, int]:
+        """The first revision that the feed still holds (0: it is empty), and the newest one."""
+        first = await self.feed_after(0, 1)
+        return (first[0].revision if first else 0, self._clock)
+
+    async def cursors(self) -> dict[str, int]:
+        """target -> revision it has acknowledged, as last stored."""
+        flat = await self._read("HGETALL", self.keys.cursors)
+        return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+    async def store_cursor(self, target: str, revision: int) -> None:
+        """Remember how far a target has come, for the time after a restart."""
+        await self._read("HSET", self.keys.cursors, target, revision)
+
+
+def _guard(request: WriteRequest) -> str:
+    guard = {}
+    if request.expected_revision is not None:
+        guard["expected"] = str(request.expected_revision)
+    if request.idempotency_key is not None:
+        guard["key"] = f"{request.tenant}/{request.idempotency_key}"
+        guard["hash"] = request.request_hash
+    return json.dumps(guard) if guard else ""
+
+
+def _inserts(request: WriteRequest) -> int:
+    return sum(change.operation == "insert" for change in request.changes)
+
+
+def _vector(text: bytes) -> Vector:
+    decoded: Mapping[str, str] = json.loads(text)
+    return {origin: int(timestamp) for origin, timestamp in decoded.items()}

@@ -1,0 +1,69 @@
+"""The Lua scripts: found, composed with the libraries they include, and checked.
+
+A script names what it needs with `-- @include NAME`; the libraries, each once, in the order of
+their needs, become one text. The hash of that text is the version of the script.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha1
+from pathlib import Path
+
+_INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
+_LINE_IN_ERROR = re.compile(r"user_script:(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One atomic transition. `text` is what the server runs, `sha` its SHA-1 there."""
+
+    name: str
+    text: str
+    sha: str
+    sources: tuple[tuple[int, str], ...]
+    """(first line in text, file), ascending: where each part came from."""
+
+    def explain(self, error: str) -> str:
+        """The server's error with the line number of the composed text led back to its file."""
+
+        def place(found: re.Match[str]) -> str:
+            line = int(found[1])
+            first, file = max((s for s in self.sources if s[0] <= line), default=(1, "?"))
+            return f"{file}:{line - first + 1}"
+
+        return _LINE_IN_ERROR.sub(place, error)
+
+
+def folder() -> Path:
+    """Where the scripts lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "lua"
+    return installed if installed.is_dir() else package.parent / "lua"
+
+
+@cache
+def script(name: str) -> Script:
+    """The script `lua/<name>.lua`, composed. Raises FileNotFoundError for an unknown name."""
+    lines: list[str] = []
+    sources: list[tuple[int, str]] = []
+    for file in _in_order(folder() / f"{name}.lua", seen=set()):
+        sources.append((len(lines) + 1, f"lua/{file.relative_to(folder()).as_posix()}"))
+        lines += file.read_text(encoding="utf-8").splitlines()
+    text = "\n".join(lines) + "\n"
+    return Script(name, text, sha1(text.encode()).hexdigest(), tuple(sources))
+
+
+def names() -> list[str]:
+    """Every script, sorted."""
+    return sorted(path.stem for path in folder().glob("*.lua"))
+
+
+def _in_order(file: Path, seen: set[Path]) -> Iterator[Path]:
+    for name in _INCLUDE.findall(file.read_text(encoding="utf-8")):
+        library = folder() / "lib" / f"{name}.lua"
+        if library not in seen:
+            seen.add(library)
+            yield from _in_order(library, seen)
+    yield file
