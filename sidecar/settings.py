@@ -1,0 +1,545 @@
+"""The shape of the settings: names, defaults, limits, and the relations between them.
+
+Owns what a setting may be and what does not go together. It reads nothing: where settings come from
+and which source is the stronger is the business of `config`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from sidecar.core.conflict import ConflictResolutionStrategy
+from sidecar.core.relationship import check_relation, check_tenant, check_type
+from sidecar.core.topology import (
+    ID_RULE,
+    Node,
+    NodeId,
+    Problem,
+    Region,
+    RegionId,
+    ReplicationStrategy,
+    Topology,
+    Zone,
+    ZoneId,
+    is_id,
+    problems,
+    spell,
+)
+from sidecar.errors import Refused
+
+ENVIRONMENT = "INFERADB"
+
+_KEY_PREFIX = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+
+
+# -- single values ---------------------------------------------------------------------------------
+
+
+class Address(NamedTuple):
+    """Where a listener listens; port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Take `host:port` apart, as in `127.0.0.1:8080` or `[::1]:8080`."""
+        host, colon, port = text.rpartition(":")
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        is_plain = bare == host and ":" not in host and "[" not in host
+        has_host = bool(bare) and not re.search(r"[\s/@\x00-\x1f]", bare)
+        has_port = re.fullmatch(r"[0-9]{1,5}", port) is not None and int(port) <= 65_535
+        if not (colon and has_host and has_port and (is_plain or ":" in bare)):
+            raise ValueError("should be host:port, such as 127.0.0.1:8080 or [::1]:8080")
+        return cls(bare, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def clashes(self, other: Self) -> bool:
+        """Whether both cannot be listened on at once."""
+        hosts = {"127.0.0.1" if host == "localhost" else host for host in (self.host, other.host)}
+        same_host = len(hosts) == 1 or bool(hosts & {"0.0.0.0", "::"})
+        return self.port == other.port != 0 and same_host
+
+
+def _refuse(text: str) -> PydanticCustomError:
+    return PydanticCustomError("setting", "{text}", {"text": text})
+
+
+def _listen_address(text: str) -> str:
+    try:
+        Address.parse(text)
+    except ValueError as error:
+        raise _refuse(str(error)) from None
+    return text
+
+
+def _endpoint(text: str) -> str:
+    _listen_address(text)
+    if Address.parse(text).port == 0:
+        raise _refuse("needs a port above 0: other sidecars connect to it")
+    return text
+
+
+def _id(text: str) -> str:
+    if not is_id(text):
+        raise _refuse(f"{text!r} is not an id: {ID_RULE}")
+    return text
+
+
+def _checked(check: Callable[[str], str]) -> AfterValidator:
+    """A name as the tuples have it: the rule is theirs, the complaint is ours."""
+
+    def checked(text: str) -> str:
+        try:
+            return check(text)
+        except Refused as refused:
+            raise _refuse(refused.message) from None
+
+    return AfterValidator(checked)
+
+
+def _key_prefix(text: str) -> str:
+    if not _KEY_PREFIX.fullmatch(text):
+        raise _refuse("should be 1 to 64 letters, digits, '_', '.' or '-'")
+    return text
+
+
+def _printable(text: str) -> str:
+    if not text or len(text) > 128 or not text.isprintable():
+        raise _refuse("should be 1 to 128 printable characters")
+    return text
+
+
+def _store_url(url: str) -> str:
+    """Refuse what no store can be opened with; the text may hold a password, so it stays unsaid."""
+    kinds = "embedded:DIR, redis://HOST:PORT/DB, rediss://… or unix:///PATH"
+    scheme, colon, rest = url.partition(":")
+    if not colon or scheme not in ("embedded", "redis", "rediss", "unix"):
+        raise _refuse(f"should be one of {kinds}")
+    if scheme == "embedded":
+        if not rest.strip() or "\x00" in rest:
+            raise _refuse("names no folder; should be embedded:DIR, such as embedded:./data")
+        return url
+    try:
+        parts = urlsplit(url)
+        is_complete = parts.path not in ("", "/") if scheme == "unix" else bool(parts.hostname)
+        port = parts.port
+    except ValueError:
+        raise _refuse(f"is not a URL: should be one of {kinds}") from None
+    if not rest.startswith("//") or not is_complete or port == 0:
+        raise _refuse(f"is incomplete: should be one of {kinds}")
+    if scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
+        raise _refuse("the path of a Redis URL should be the number of a database, such as /0")
+    return url
+
+
+def _not_a_bool(value: object) -> object:
+    # Python takes `true` for the number 1.
+    if isinstance(value, bool | float):
+        raise _refuse("should be a whole number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_not_a_bool)]
+Id = Annotated[str, AfterValidator(_id)]
+Name = Annotated[str, AfterValidator(_printable)]
+ListenAddress = Annotated[str, AfterValidator(_listen_address)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+StoreUrl = Annotated[str, AfterValidator(_store_url)]
+KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
+ResourceType = Annotated[str, _checked(check_type)]
+Relation = Annotated[str, _checked(check_relation)]
+TenantName = Annotated[str, _checked(check_tenant)]
+
+
+# -- sections --------------------------------------------------------------------------------------
+
+
+class Section(BaseModel):
+    """Frozen; an unknown setting is an error; values, which may be secret, stay unsaid."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Listen(Section):
+    app: ListenAddress = "127.0.0.1:8080"
+    peer: ListenAddress | None = None
+    admin: ListenAddress = "127.0.0.1:8082"
+
+
+class RedisSettings(Section):
+    url: StoreUrl = Field(default="embedded:./data", repr=False)
+    prefix: KeyPrefix = "sidecar"
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without its password, for logs and status."""
+        return safe_url(self.url)
+
+
+class DatabaseSettings(Section):
+    dialect: Name
+    url: str = Field(repr=False, min_length=1, max_length=2048)
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without its password, for logs and status."""
+        return safe_url(self.url)
+
+
+class Log(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Agent(Section):
+    """`batch_size` and `buffer_size` count changes."""
+
+    max_retries: Whole = Field(default=5, ge=0, le=1_000)
+    retry_delay_ms: Whole = Field(default=100, ge=1, le=60_000)
+    batch_size: Whole = Field(default=100, ge=1, le=10_000)
+    request_timeout_secs: Whole = Field(default=10, ge=1, le=600)
+    buffer_size: Whole = Field(default=10_000, ge=1, le=10_000_000)
+
+
+class NodeSettings(Section):
+    id: Id
+    endpoint: Endpoint
+
+
+class ZoneSettings(Section):
+    id: Id
+    name: Name | None = None
+    nodes: tuple[NodeSettings, ...] = ()
+
+
+class RegionSettings(Section):
+    id: Id
+    name: Name | None = None
+    is_primary: bool = False
+    zones: tuple[ZoneSettings, ...] = ()
+
+
+class ConflictOverride(Section):
+    """Another strategy for one relation or for one resource type."""
+
+    relation: Relation | None = None
+    resource_type: ResourceType | None = None
+    strategy: ConflictResolutionStrategy
+
+
+class Tenant(Section):
+    """Where writes of a tenant go (`home`) and where it may be at all (`regions`)."""
+
+    home: Id | None = None
+    regions: tuple[Id, ...] | None = None
+
+
+class Replication(Section):
+    strategy: ReplicationStrategy = ReplicationStrategy.ACTIVE_ACTIVE
+    local_region: Id | None = None
+    conflict_resolution: ConflictResolutionStrategy = ConflictResolutionStrategy.LAST_WRITE_WINS
+    region_priorities: tuple[Id, ...] = ()
+    conflict_overrides: tuple[ConflictOverride, ...] = ()
+    custom_script: Path | None = None
+    tenants: dict[TenantName, Tenant] = {}
+    agent: Agent = Agent()
+    window: Whole = Field(default=32, ge=1, le=1_024)
+    feed_retention_s: Whole = Field(default=3_600, ge=0, le=2_592_000)
+    feed_max_entries: Whole = Field(default=10_000_000, ge=1, le=1_000_000_000)
+    max_clock_skew_ms: Whole = Field(default=60_000, ge=1, le=86_400_000)
+    probe_interval_max_s: Whole = Field(default=30, ge=1, le=3_600)
+    anti_entropy_interval_s: Whole = Field(default=600, ge=1, le=86_400)
+    regions: tuple[RegionSettings, ...] = ()
+    replication_targets: dict[Id, tuple[Id, ...]] | None = None
+
+
+class Config(Section):
+    """Every setting of one node. `load` makes one; relations between settings hold."""
+
+    node: Id | None = None
+    listen: Listen = Listen()
+    redis: RedisSettings = RedisSettings()
+    database: DatabaseSettings | None = None
+    drain_timeout_s: Whole = Field(default=20, ge=0, le=3_600)
+    log: Log = Log()
+    replication: Replication = Replication()
+
+    @model_validator(mode="after")
+    def _relations_hold(self) -> Self:
+        found = [
+            *(_under_replication(problem) for problem in problems(_shape(self.replication))),
+            *(_under_replication(problem) for problem in _replication_problems(self.replication)),
+        ]
+        if found:
+            raise PydanticCustomError("relations", "settings disagree", {"problems": found})
+        return self
+
+    @cached_property
+    def topology(self) -> Topology:
+        """The deployment, seen from this node's region."""
+        return _shape(self.replication, resolve_node(self, Named(self.node, "node", 1), 1).region)
+
+    @cached_property
+    def this_node(self) -> Node:
+        return resolve_node(self, Named(self.node, "node", 1), 1)
+
+    @property
+    def app_address(self) -> Address:
+        return Address.parse(self.listen.app)
+
+    @property
+    def peer_address(self) -> Address:
+        """As set; otherwise loopback at the port of this node's endpoint."""
+        if self.listen.peer is not None:
+            return Address.parse(self.listen.peer)
+        host, port = Address.parse(self.this_node.endpoint)
+        return Address("::1" if host == "::1" else "127.0.0.1", port)
+
+    @property
+    def admin_address(self) -> Address:
+        return Address.parse(self.listen.admin)
+
+    def remarks(self) -> tuple[str, ...]:
+        """What is allowed and has no effect, one line each; for `check-config` and the log."""
+        return tuple(f"{spell(place)}: {text}" for place, text in _idle_settings(self))
+
+
+def safe_url(url: str) -> str:
+    """A URL as it may be shown: its password, in either place, is `***`."""
+    if url.startswith("embedded:"):
+        return url
+    parts = urlsplit(url)
+    _, at, host = parts.netloc.rpartition("@")
+    user = parts.username or ""
+    secret = ":***" if parts.password is not None else ""
+    query = [(key, "***" if key == "password" else text) for key, text in parse_qsl(parts.query)]
+    text = urlencode(query, safe="*/")
+    return f"{parts.scheme}://{user}{secret}{at}{host}{parts.path}{'?' if text else ''}{text}"
+
+
+# -- relations between settings --------------------------------------------------------------------
+
+# Without `regions` the sidecar stands alone; peers could not find it, so its endpoint is a default.
+LONE_REGION, LONE_NODE, LONE_ENDPOINT = "local", "node1", "localhost:8081"
+
+
+def _shape(replication: Replication, local_region: str | None = None) -> Topology:
+    """The topology that the settings describe, sound or not."""
+    configured = replication.regions
+    first = configured[0].id if configured else LONE_REGION
+    local = RegionId(local_region or replication.local_region or first)
+    if not configured:
+        node = Node(NodeId(LONE_NODE), local, ZoneId(local), LONE_ENDPOINT)
+        is_primary = replication.strategy is ReplicationStrategy.PRIMARY_REPLICA
+        lone = Region(local, str(local), is_primary, (Zone(ZoneId(local), str(local), (node,)),))
+        regions: tuple[Region, ...] = (lone,)
+    else:
+        regions = tuple(_region(region) for region in configured)
+    targets = replication.replication_targets
+    return Topology(
+        replication.strategy,
+        local,
+        regions,
+        None
+        if targets is None
+        else {RegionId(source): tuple(map(RegionId, named)) for source, named in targets.items()},
+    )
+
+
+def _region(region: RegionSettings) -> Region:
+    region_id = RegionId(region.id)
+    zones = tuple(
+        Zone(
+            ZoneId(zone.id),
+            zone.name or zone.id,
+            tuple(
+                Node(NodeId(node.id), region_id, ZoneId(zone.id), node.endpoint)
+                for node in zone.nodes
+            ),
+        )
+        for zone in region.zones
+    )
+    return Region(region_id, region.name or region.id, region.is_primary, zones)
+
+
+def _under_replication(problem: Problem) -> Problem:
+    return Problem(("replication", *problem.place), problem.text)
+
+
+def _replication_problems(replication: Replication) -> Iterator[Problem]:
+    yield from _empty_regions(replication)
+    yield from _priorities(replication)
+    yield from _overrides(replication)
+    yield from _custom(replication)
+    yield from _tenants(replication)
+
+
+def _empty_regions(replication: Replication) -> Iterator[Problem]:
+    for i, region in enumerate(replication.regions):
+        if not any(zone.nodes for zone in region.zones):
+            text = f"region {region.id} has no node; give it zones with nodes, or leave it out"
+            yield Problem(("regions", i, "zones"), text)
+
+
+def _priorities(replication: Replication) -> Iterator[Problem]:
+    listed = replication.region_priorities
+    known = _region_ids(replication)
+    for i, region in enumerate(listed):
+        if region in listed[:i]:
+            yield Problem(("region_priorities", i), f"region {region!r} is there twice")
+    source_priority = ConflictResolutionStrategy.SOURCE_PRIORITY
+    if source_priority not in _strategies(replication):
+        return
+    if not listed:
+        text = "source_priority needs it: list the regions, the highest priority last"
+        yield Problem(("region_priorities",), text)
+    # A region that is not there yet may be named. But a name that is no region beside a region that
+    # is not named is a slip of the pen, and would silently give that region the lowest priority.
+    unnamed = [region for region in known if region not in listed]
+    for i, region in enumerate(listed):
+        if region not in known and unnamed:
+            text = f"there is no region {region!r}, and {unnamed[0]!r} is not listed"
+            yield Problem(("region_priorities", i), text)
+
+
+def _overrides(replication: Replication) -> Iterator[Problem]:
+    seen: set[tuple[str | None, str | None]] = set()
+    for i, override in enumerate(replication.conflict_overrides):
+        matched = (override.relation, override.resource_type)
+        if sum(word is not None for word in matched) != 1:
+            text = "needs either relation or resource_type"
+            yield Problem(("conflict_overrides", i), text)
+        elif matched in seen:
+            text = f"{override.relation or override.resource_type!r} has an override already"
+            yield Problem(("conflict_overrides", i), text)
+        seen.add(matched)
+
+
+def _custom(replication: Replication) -> Iterator[Problem]:
+    is_used = ConflictResolutionStrategy.CUSTOM in _strategies(replication)
+    if is_used and replication.custom_script is None:
+        text = "conflict resolution custom needs the path of a Lua script"
+        yield Problem(("custom_script",), text)
+    if replication.custom_script is not None and not is_used:
+        text = "is not used: set conflict_resolution: custom, or leave it out"
+        yield Problem(("custom_script",), text)
+
+
+def _tenants(replication: Replication) -> Iterator[Problem]:
+    known = _region_ids(replication)
+    for name, tenant in replication.tenants.items():
+        place = ("tenants", name)
+        allowed = tenant.regions if tenant.regions is not None else tuple(known)
+        if tenant.regions == ():
+            yield Problem((*place, "regions"), "is empty; leave it out for all regions")
+        for i, region in enumerate(tenant.regions or ()):
+            if region not in known:
+                yield Problem((*place, "regions", i), _no_region(region, known))
+        if tenant.home is not None and tenant.home not in known:
+            yield Problem((*place, "home"), _no_region(tenant.home, known))
+        elif tenant.home is not None and tenant.home not in allowed:
+            text = f"{tenant.home!r} is not one of its regions: {', '.join(allowed)}"
+            yield Problem((*place, "home"), text)
+
+
+def _idle_settings(config: Config) -> Iterator[Problem]:
+    replication = config.replication
+    known = _region_ids(replication)
+    uses_priorities = ConflictResolutionStrategy.SOURCE_PRIORITY in _strategies(replication)
+    if replication.region_priorities and not uses_priorities:
+        text = f"has no effect with conflict_resolution {replication.conflict_resolution}"
+        yield Problem(("replication", "region_priorities"), text)
+    for i, region in enumerate(replication.region_priorities):
+        if uses_priorities and region not in known:
+            text = f"there is no region {region!r} yet"
+            yield Problem(("replication", "region_priorities", i), text)
+    for i, configured in enumerate(replication.regions):
+        uses_primary = replication.strategy is ReplicationStrategy.PRIMARY_REPLICA
+        if configured.is_primary and not uses_primary:
+            text = f"has no effect with strategy {replication.strategy}"
+            yield Problem(("replication", "regions", i, "is_primary"), text)
+    missing = next(config.topology.unreached(), None)
+    if missing is not None:
+        source, to = missing
+        text = f"writes of {source} would never reach {to}; do not promote {source}"
+        yield Problem(("replication", "replication_targets"), text)
+
+
+def _region_ids(replication: Replication) -> list[str]:
+    return [region.id for region in _shape(replication).regions]
+
+
+def _strategies(replication: Replication) -> set[ConflictResolutionStrategy]:
+    overrides = (override.strategy for override in replication.conflict_overrides)
+    return {replication.conflict_resolution, *overrides}
+
+
+def _no_region(region: str, known: Iterable[str]) -> str:
+    return f"there is no region {region!r}; regions: {', '.join(known)}"
+
+
+# -- which node is this ----------------------------------------------------------------------------
+
+FILE, ENVIRON, COMMAND_LINE = 1, 2, 3
+
+
+def bad_config(message: str) -> Refused:
+    return Refused("bad_config", message)
+
+
+class Named(NamedTuple):
+    """A node as it was named: where, and how strong that place is."""
+
+    node: str | None
+    place: str
+    strength: int
+
+
+def resolve_node(config: Config, named: Named, region_strength: int) -> Node:
+    """The node that `named` means; unnamed, the only one of the local region.
+
+    A local region in a weaker place gives way to the node, so that one file can serve all nodes;
+    in the same place or a stronger one it contradicts it.
+    """
+    shape = _shape(config.replication)
+    local_region = config.replication.local_region
+    if named.node is None:
+        return _only_node(shape, local_region)
+    node = next((node for node in shape.nodes() if node.id == named.node), None)
+    if node is None:
+        known = ", ".join(node.id for node in shape.nodes())
+        raise bad_config(f"{named.place}: there is no node {named.node!r}; nodes: {known}")
+    if local_region not in (None, node.region) and region_strength >= named.strength:
+        raise bad_config(
+            f"replication.local_region: {local_region!r} contradicts {named.place}, because node "
+            f"{node.id} is in {node.region}; leave one of them out"
+        )
+    return node
+
+
+def _only_node(shape: Topology, local_region: str | None) -> Node:
+    if local_region is None:
+        candidates, where = shape.nodes(), "the topology"
+    else:
+        candidates, where = shape.region(local_region).nodes(), f"region {local_region}"
+    if len(candidates) != 1:
+        listed = ", ".join(node.id for node in candidates)
+        hint = f"name one with --node, {ENVIRONMENT}__NODE or node"
+        raise bad_config(f"node: {where} has several nodes ({listed}); {hint}")
+    return candidates[0]
