@@ -1,0 +1,76 @@
+"""The HTTP server under the app listener: also what is not HTTP gets an answer in JSON.
+
+aiohttp answers malformed requests below the application, in plain text; here the same failures
+become the same JSON as everywhere else. Knows nothing of the calls.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from aiohttp import http_exceptions, web
+
+from sidecar.api.answers import Answers
+
+log = logging.getLogger(__name__)
+
+
+class _Connection(web.RequestHandler):
+    """A connection whose last resort speaks JSON."""
+
+    __slots__ = ("_answers",)
+
+    def __init__(self, answers: Answers, server: web.Server, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._answers = answers
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what no route could: broken HTTP, or a failure nobody foresaw."""
+        if status >= 500:
+            log.error("no answer to %s %s", request.method, request.path, exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already; the connection ends")
+        detail = None
+        if isinstance(exc, http_exceptions.HttpProcessingError):
+            lines = (exc.message or "").strip().splitlines()
+            detail = f"the request is not valid HTTP: {lines[0].rstrip(':')}" if lines else None
+        answer = self._answers.http(status, detail)
+        answer.force_close()
+        return answer
+
+
+class _Server(web.Server):
+    """Makes the connections; takes the place of the application's own server."""
+
+    def __init__(self, answers: Answers, handler: Any, **options: Any) -> None:
+        super().__init__(handler, **options)
+        self._answers = answers
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self._answers, self, loop=self._loop, **self._kwargs)
+
+
+class AppListener(web.AppRunner):
+    """`aiohttp.web.AppRunner` for the app of `native_app`; without an access log."""
+
+    __slots__ = ("_answers",)
+
+    def __init__(self, app: web.Application, answers: Answers, **options: Any) -> None:
+        super().__init__(app, **{"access_log": None, **options})
+        self._answers = answers
+
+    async def _make_server(self) -> web.Server:
+        plain = await super()._make_server()
+        return _Server(
+            self._answers,
+            plain.request_handler,
+            request_factory=plain.request_factory,
+            loop=asyncio.get_running_loop(),
+            **plain._kwargs,
+        )

@@ -1,0 +1,327 @@
+"""The native API: the calls of the app listener, from request to store to answer.
+
+Owns the paths, what a call does with the store, and the shape of its answer. Knows the store, not
+Redis; bodies, headers, cursors and failures have modules of their own.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+
+from sidecar.agent.tail import Tail
+from sidecar.api import bodies, cursors, headers
+from sidecar.api.answers import Answers, compact, relationship_json
+from sidecar.api.listener import AppListener
+from sidecar.api.watch import Watch, WatchLimits
+from sidecar.core.relationship import Change, Relationship
+from sidecar.core.token import Token
+from sidecar.core.topology import Node
+from sidecar.errors import Refused, Unavailable
+from sidecar.store.redis_store import Filter, Page, RedisStore, WriteRequest, Written
+
+Health = Callable[[], tuple[bool, Mapping[str, Any]]]
+"""Whether this node serves, and the fields of the health answer (`reasons`: a list, if not)."""
+
+DEFAULT_LIST_LIMIT = 1000
+LIST_BUDGET_S = 1.0
+"""How long one `list` goes on collecting pages; then it answers with what it has and a cursor."""
+
+WALK_LIMIT_S = 30.0
+"""How long one `delete` by filter may search; then it deletes nothing and answers 503."""
+
+ANSWERS: Final = web.AppKey("answers", Answers)
+
+
+def native_app(
+    *,
+    store: RedisStore,
+    tail: Tail,
+    node: Node,
+    health: Health,
+    watch_limits: WatchLimits | None = None,
+) -> web.Application:
+    """The application of the app listener; serve it with `app_listener`."""
+    answers = Answers(node)
+    native = Native(store, answers)
+    watch = Watch(store, tail, answers, watch_limits or WatchLimits())
+    app = web.Application(client_max_size=bodies.MAX_BODY_BYTES)
+    app[ANSWERS] = answers
+    routes = {
+        ("POST", "/access/v1/relationships/write"): native.write_relationships,
+        ("POST", "/access/v1/relationships/delete"): native.delete_relationships,
+        ("POST", "/access/v1/relationships/update"): native.update_relationships,
+        ("POST", "/access/v1/relationships/list"): native.list_relationships,
+        ("POST", "/access/v1/evaluation"): native.evaluate,
+        ("POST", "/access/v1/watch"): watch.stream,
+        ("GET", "/access/v1/tenants"): native.list_tenants,
+        ("GET", "/health"): _health_route(answers, node, health),
+    }
+    expect = _expect_route(answers)
+    for (method, path), route in routes.items():
+        app.router.add_route(method, path, answers.guarded(route), expect_handler=expect)
+        # Routes of our own for what aiohttp would answer in plain text; no middleware, which every
+        # request would pay for.
+        refuse = _refuse_method(answers, method, path)
+        app.router.add_route(hdrs.METH_ANY, path, refuse, expect_handler=expect)
+    missing = _missing_route(answers, sorted(path for _, path in routes))
+    app.router.add_route(hdrs.METH_ANY, "/{path:.*}", missing, expect_handler=expect)
+    app.on_shutdown.append(watch.end)
+    return app
+
+
+def app_listener(app: web.Application, **options: Any) -> AppListener:
+    """The runner that serves an application of `native_app`; options are AppRunner's."""
+    return AppListener(app, app[ANSWERS], **options)
+
+
+class Native:
+    """The calls that answer once."""
+
+    def __init__(self, store: RedisStore, answers: Answers) -> None:
+        self._store = store
+        self._answers = answers
+
+    async def write_relationships(self, request: web.Request) -> web.Response:
+        """`relationships/write`: insert all, in one transaction."""
+        write, raw = await self._begin_write(request)
+        body = bodies.parse(bodies.WRITE, raw)
+        changes = bodies.inserts(write.tenant, body["relationships"])
+        written = await self._commit(write, changes, body.get("expected_revision"))
+        return self._written(written, f'"relationships_written":{written.written},')
+
+    async def delete_relationships(self, request: web.Request) -> web.Response:
+        """`relationships/delete`: those named, or those that match a filter."""
+        write, raw = await self._begin_write(request)
+        body = bodies.parse(bodies.DELETE, raw)
+        if ("relationships" in body) == ("filter" in body):
+            raise Refused("invalid_request", "the body: give either relationships or filter")
+        expected = body.get("expected_revision")
+        if "relationships" in body:
+            if "limit" in body:
+                raise Refused("invalid_request", "limit: goes with filter, not with relationships")
+            changes = bodies.deletes(write.tenant, body["relationships"])
+            return self._deleted(await self._commit(write, changes, expected))
+        if not body["filter"]:
+            raise Refused(
+                "invalid_request",
+                "filter: name at least one of resource, resource_type, relation, subject",
+            )
+        wanted = bodies.filter_of(write.tenant, body["filter"], "filter.")
+        found, page = await self._matching(wanted, body.get("limit"))
+        if not found and write.idempotency_key is None:
+            return self._deleted(Written(page.revision, 0, 0, page.vector))
+        # With a key also nothing is written: a repeat must find that this request was answered.
+        changes = [bodies.deletion(one) for one in found]
+        return self._deleted(await self._commit(write, changes, expected))
+
+    async def update_relationships(self, request: web.Request) -> web.Response:
+        """`relationships/update`: inserts and deletes, in one transaction."""
+        write, raw = await self._begin_write(request)
+        body = bodies.parse(bodies.UPDATE, raw)
+        changes = bodies.updates(write.tenant, body["updates"])
+        written = await self._commit(write, changes, body.get("expected_revision"))
+        return self._written(
+            written,
+            f'"relationships_written":{written.written},"relationships_deleted":{written.deleted},',
+        )
+
+    async def list_relationships(self, request: web.Request) -> web.Response:
+        """`relationships/list`: what is visible on this node, a page at a time."""
+        headers.check_body_headers(request)
+        tenant = headers.tenant_of(request.headers)
+        consistency = headers.consistency_of(request.headers)
+        body = bodies.parse(bodies.LIST, await request.read())
+        wanted = bodies.filter_of(tenant, body)
+        text = body.get("cursor")
+        cursor = None if text is None else cursors.unseal(text, self._store.node, wanted)
+        await self._reach(consistency)
+        found, first, last = await self._collect(
+            wanted, body.get("limit", DEFAULT_LIST_LIMIT), cursor
+        )
+        rest = None
+        if last.cursor is not None:
+            rest = cursors.seal(last.cursor, self._store.node, wanted)
+        # The revision of the first page guards what all pages showed (`expected_revision`); the
+        # vector of the last one covers it.
+        token = Token(self._store.node, last.revision, last.vector).encode()
+        return self._answers.json(
+            f'{{"relationships":[{",".join(map(relationship_json, found))}],'
+            f'"cursor":{compact(rest)},"revision":"{first.revision}","token":"{token}"}}',
+            headers={"X-Revision-Token": token},
+        )
+
+    async def evaluate(self, request: web.Request) -> web.Response:
+        """`evaluation`: whether exactly this relationship is there, unconditionally.
+
+        A condition can only be judged by an engine that knows its language, which a bare store
+        does not have: a relationship that has one grants nothing here.
+        """
+        headers.check_body_headers(request)
+        tenant = headers.tenant_of(request.headers)
+        consistency = headers.consistency_of(request.headers)
+        body = bodies.parse(bodies.EVALUATION, await request.read())
+        resource, relation, subject = bodies.question_of(body)
+        await self._reach(consistency)
+        found = await self._store.find(tenant, resource, relation, subject)
+        is_granted = found is not None and found.condition is None
+        return self._answers.json('{"decision":true}' if is_granted else '{"decision":false}')
+
+    async def list_tenants(self, request: web.Request) -> web.Response:
+        """`tenants`: those that have had relationships on this node."""
+        return self._answers.json(compact({"tenants": sorted(await self._store.tenants())}))
+
+    # ---- steps the calls share ----------------------------------------------------------------
+
+    async def _begin_write(self, request: web.Request) -> tuple[WriteRequest, bytes]:
+        """What the headers say about a write, and its body; the changes come later."""
+        headers.check_body_headers(request)
+        headers.check_write_concern(request.headers)
+        tenant = headers.tenant_of(request.headers)
+        key = headers.idempotency_key_of(request.headers)
+        raw = await request.read()
+        bound = "" if key is None else headers.request_hash(request.path, tenant, raw)
+        return WriteRequest(tenant, (), None, key, bound), raw
+
+    async def _commit(
+        self, begun: WriteRequest, changes: list[Change], expected: str | None
+    ) -> Written:
+        return await self._store.write(
+            WriteRequest(
+                begun.tenant,
+                changes,
+                None if expected is None else int(expected),
+                begun.idempotency_key,
+                begun.request_hash,
+            )
+        )
+
+    def _written(self, written: Written, counts: str) -> web.Response:
+        token = Token(self._store.node, written.revision, written.vector).encode()
+        extra = {"X-Revision-Token": token}
+        if written.replayed:
+            extra["Idempotency-Replayed"] = "true"
+        return self._answers.json(
+            f'{{"revision":"{written.revision}",{counts}"token":"{token}"}}', headers=extra
+        )
+
+    def _deleted(self, written: Written) -> web.Response:
+        return self._written(written, f'"relationships_deleted":{written.deleted},')
+
+    async def _reach(self, consistency: headers.Consistency | None) -> None:
+        if consistency is None:
+            return
+        if not await self._store.wait_covered(consistency.token.vector, consistency.timeout_s):
+            raise Refused(
+                "token_not_reached",
+                f"node {self._store.node} has not received everything that X-Revision-Token names "
+                f"within {consistency.timeout_s * 1000:.0f} ms; try again, wait longer "
+                f"(X-Consistency-Timeout-Ms), or ask node {consistency.token.node}",
+                409,
+            )
+
+    async def _collect(
+        self, wanted: Filter, limit: int, cursor: str | None
+    ) -> tuple[list[Relationship], Page, Page]:
+        """Up to `limit` relationships, and the first and the last page of the store they are of."""
+        ends_at = asyncio.get_running_loop().time() + LIST_BUDGET_S
+        first = page = await self._store.read_page(wanted, limit, cursor)
+        found = _by_identity(page.relationships)
+        while page.cursor is not None and len(found) < limit:
+            if asyncio.get_running_loop().time() > ends_at:
+                break
+            page = await self._store.read_page(wanted, limit - len(found), page.cursor)
+            found |= _by_identity(page.relationships)
+        return list(found.values()), first, page
+
+    async def _matching(self, wanted: Filter, limit: int | None) -> tuple[list[Relationship], Page]:
+        """What a filter matches: all, at most MAX_CHANGES, or the first `limit`."""
+        most = bodies.MAX_CHANGES + 1 if limit is None else limit
+        ends_at = asyncio.get_running_loop().time() + WALK_LIMIT_S
+        found: dict[tuple[str, str, str, str], Relationship] = {}
+        cursor = None
+        while True:
+            page = await self._store.read_page(wanted, most - len(found), cursor)
+            found |= _by_identity(page.relationships)
+            cursor = page.cursor
+            if cursor is None or len(found) >= most:
+                break
+            if asyncio.get_running_loop().time() > ends_at:
+                raise Unavailable(
+                    "search_too_long",
+                    f"the search for what matches took more than {WALK_LIMIT_S:.0f} s and nothing "
+                    "was deleted; name a resource, a subject or a resource type in filter, or "
+                    "pass a limit",
+                )
+        if limit is None and len(found) > bodies.MAX_CHANGES:
+            raise Refused(
+                "too_many_relationships",
+                f"filter: more than {bodies.MAX_CHANGES} relationships match and nothing was "
+                "deleted; pass limit (1 to 5000) and repeat until relationships_deleted is 0",
+                413,
+            )
+        return list(found.values()), page
+
+
+def _by_identity(found: list[Relationship]) -> dict[tuple[str, str, str, str], Relationship]:
+    # A walk over a large collection may meet a relationship twice.
+    return {one.identity: one for one in found}
+
+
+# ---- routes that need no store ----------------------------------------------------------------
+
+
+def _health_route(answers: Answers, node: Node, health: Health) -> Any:
+    async def route(request: web.Request) -> web.Response:
+        is_healthy, fields = health()
+        shown = {"node": str(node.id), "region": str(node.region), **fields}
+        if is_healthy:
+            return answers.json(compact({"status": "healthy", **shown}))
+        reasons = [str(reason) for reason in fields.get("reasons", ())]
+        failure = {
+            "error": "unhealthy",
+            "message": "; ".join(reasons) or "this node does not serve",
+        }
+        return answers.json(
+            compact({"status": "unhealthy", **failure, **shown}), 503, {"Retry-After": "1"}
+        )
+
+    return route
+
+
+def _refuse_method(answers: Answers, method: str, path: str) -> Any:
+    allowed = "GET, HEAD" if method == "GET" else method
+
+    async def route(request: web.Request) -> web.Response:
+        message = f"{path} takes {allowed}, not {request.method}"
+        return answers.http(405, message, {"Allow": allowed})
+
+    return route
+
+
+def _missing_route(answers: Answers, paths: list[str]) -> Any:
+    known = ", ".join(paths)
+
+    async def route(request: web.Request) -> web.Response:
+        return answers.http(404, f"there is no {request.path[:120]}; the paths are {known}")
+
+    return route
+
+
+def _expect_route(answers: Answers) -> Any:
+    async def route(request: web.Request) -> web.StreamResponse | None:
+        if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+            return answers.http(417)
+        if (request.content_length or 0) > bodies.MAX_BODY_BYTES:
+            refused = answers.http(413, BODY_TOO_LARGE)
+            refused.force_close()
+            return refused
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+        return None
+
+    return route
+
+
+BODY_TOO_LARGE = f"the body is larger than {bodies.MAX_BODY_BYTES} bytes after decompression"
