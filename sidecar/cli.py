@@ -1,0 +1,357 @@
+"""The command line: options in, one line out when something is wrong.
+
+Owns the commands, their options, exit codes and what a person reads on the terminal. Exit codes: 2
+for bad input, 1 when something outside did not work, 130 after Ctrl-C in import and export. What a
+command does is the business of the module it calls; those are imported late, so that `--help` is
+quick.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from sidecar.errors import Broken, Refused, SidecarError
+
+if TYPE_CHECKING:
+    from sidecar.bulk import Imported
+    from sidecar.config import Config
+
+Answer = TypeVar("Answer")
+
+EXIT_UNAVAILABLE = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="sidecar",
+    help="Active-active multi-region replication for relationship tuples.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="The YAML file; without it: one region, one node.")
+]
+NodeOption = Annotated[
+    str | None, typer.Option("--node", help="Which node of the file; beats INFERADB__NODE.")
+]
+UrlOption = Annotated[
+    str, typer.Option("--url", help="A sidecar's app listener, such as http://127.0.0.1:8080.")
+]
+WaitOption = Annotated[
+    float,
+    typer.Option("--wait", min=0, max=300, help="Seconds to insist when nobody answers, or 503."),
+]
+
+
+def main() -> None:
+    """Entry point: every failure that is not a bug of ours is one line on stderr."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as usage:
+        _complain(f"{usage.format_message()} (see sidecar --help)")
+        code = usage.exit_code
+    except typer.Abort:
+        code = EXIT_INTERRUPTED
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.callback(invoke_without_command=True)
+def sidecar(
+    show_version: Annotated[bool, typer.Option("--version", help="Show it and end.")] = False,
+) -> None:
+    if show_version:
+        try:
+            typer.echo(f"sidecar {version('inferadb-sidecar')}")
+        except PackageNotFoundError:
+            typer.echo("sidecar (not installed)")
+        raise typer.Exit
+
+
+@app.command()
+def run(config: ConfigOption = None, node: NodeOption = None) -> None:
+    """Run one node in the foreground until SIGTERM or Ctrl-C."""
+    with _one_line():
+        from sidecar.app import run_node
+        from sidecar.config import check_runnable, load
+
+        settings = load(config, node=node, environ=os.environ)
+        check_runnable(settings)
+
+        async def serve() -> None:
+            await run_node(settings, stop=_stop_on_signals())
+
+        _run(serve())
+
+
+@app.command()
+def demo(
+    regions: Annotated[int, typer.Option(help="How many regions, one node each.")] = 2,
+    data_dir: Annotated[Path, typer.Option(help="Where the nodes keep their data.")] = Path(
+        "./data"
+    ),
+    base_port: Annotated[
+        int, typer.Option(help="Node i, from 0: app at base+10i, peer +1, admin +2.")
+    ] = 8080,
+    ephemeral: Annotated[
+        bool, typer.Option("--ephemeral", help="Keep the data in a temporary folder instead.")
+    ] = False,
+) -> None:
+    """Run several regions on this machine until Ctrl-C."""
+    with _one_line():
+        from sidecar.demo import data_folder, plan, run_demo
+
+        plan(regions, base_port, data_dir)
+        with data_folder(data_dir, ephemeral=ephemeral) as folder:
+            nodes = plan(regions, base_port, folder)
+
+            async def serve() -> None:
+                await run_demo(
+                    nodes,
+                    folder,
+                    stop=_stop_on_signals(),
+                    say=typer.echo,
+                    environ=os.environ,
+                    farewell="removes their data" if ephemeral else "keeps their data",
+                )
+
+            _run(serve())
+
+
+@app.command("check-config")
+def check_config(
+    file: Annotated[Path, typer.Argument(help="The YAML file.")], node: NodeOption = None
+) -> None:
+    """Say what a configuration file means, and what `run` would refuse of it."""
+    with _one_line():
+        from sidecar.config import check_runnable, load
+
+        settings = load(file, node=node, environ=os.environ)
+        for line in _meaning(settings):
+            typer.echo(line)
+        for remark in settings.remarks():
+            typer.echo(f"note: {remark}")
+        try:
+            check_runnable(settings)
+        except Refused as refused:
+            typer.echo(f"note: `sidecar run` refuses this: {refused.message}")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(help="NDJSON, plain or gzip; - for standard input.")],
+    url: UrlOption,
+    tenant: Annotated[str, typer.Option(help="The tenant of lines that name none.")] = "default",
+    from_line: Annotated[int, typer.Option(min=1, help="Begin at this line.")] = 1,
+    wait: WaitOption = 60,
+) -> None:
+    """Write the relationships or transactions of a file, in its order."""
+    with _one_line():
+        from sidecar.bulk import Sidecar, Source, Watching, check_url, import_file
+        from sidecar.core.relationship import check_tenant
+
+        check_tenant(tenant)
+        check_url(url)
+        with Source(file) as source, _progress(_bytes_bar()) as progress:
+            task = progress.add_task(Path(source.name).name, total=source.size)
+            watching = Watching(
+                advance=lambda count: progress.update(task, completed=count), warn=_complain
+            )
+
+            async def transfer() -> "Imported":
+                async with Sidecar(url, wait_s=wait, warn=_complain) as client:
+                    return await import_file(client, source, tenant, from_line, watching)
+
+            source.next_line = from_line
+            try:
+                done = _run(transfer())
+            except KeyboardInterrupt:
+                progress.stop()
+                _complain(f"interrupted; resume with --from-line {source.next_line}")
+                raise typer.Exit(EXIT_INTERRUPTED) from None
+            except SidecarError as error:
+                if source.next_line > from_line:
+                    error.message += f"; resume with --from-line {source.next_line}"
+                raise
+        typer.echo(_imported(done))
+
+
+@app.command("export")
+def export(
+    url: UrlOption,
+    file: Annotated[
+        str, typer.Argument(help="Where to; .gz is compressed; - is standard output.")
+    ] = "-",
+    tenant: Annotated[str, typer.Option(help="Which tenant.")] = "default",
+    all_tenants: Annotated[
+        bool, typer.Option("--all-tenants", help="Every tenant, instead of one.")
+    ] = False,
+    wait: WaitOption = 60,
+) -> None:
+    """Write all relationships of a tenant to a file, sorted, one per line."""
+    with _one_line():
+        from sidecar.bulk import Sidecar, Watching, check_url, export_file
+        from sidecar.core.relationship import check_tenant
+
+        check_tenant(tenant)
+        check_url(url)
+        with _progress(_count_bar()) as progress:
+            task = progress.add_task("relationships", total=None)
+            watching = Watching(advance=lambda count: progress.update(task, completed=count))
+
+            async def transfer() -> str:
+                async with Sidecar(url, wait_s=wait, warn=_complain) as client:
+                    chosen = None if all_tenants else tenant
+                    done = await export_file(client, file, chosen, watching)
+                return (
+                    f"exported {done.relationships:,} relationships of {done.tenants} "
+                    f"tenant{'' if done.tenants == 1 else 's'} in {done.seconds:.1f} s"
+                )
+
+            summary = _run(transfer())
+        # Standard output may be the export itself.
+        typer.echo(summary, err=True)
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def _run(main: Coroutine[Any, Any, Answer]) -> Answer:
+    return uvloop.run(main)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGTERM or Ctrl-C; the second one ends us as it would anybody."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        stop.set()
+        loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn every expected failure into one line and an exit code."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        _fail(_only_error(group))
+    except (SidecarError, OSError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure inside the group of a TaskGroup; the group itself when it is not one of ours."""
+    rest = group.split((SidecarError, OSError))[1]
+    if rest is not None:
+        raise group
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _fail(error: BaseException) -> None:
+    if isinstance(error, Broken):
+        raise error
+    message = error.message if isinstance(error, SidecarError) else str(error)
+    _complain(message)
+    code = EXIT_BAD_INPUT if isinstance(error, Refused) else EXIT_UNAVAILABLE
+    raise typer.Exit(code) from None
+
+
+def _complain(message: str) -> None:
+    _errors.print(f"sidecar: {' '.join(message.split())}")
+
+
+# --- what a person reads --------------------------------------------------------------------------
+
+
+def _progress(bar: tuple[Any, ...]) -> Progress:
+    # Warnings and the bar share a console, so that neither overwrites the other.
+    return Progress(*bar, console=_errors, transient=True, disable=not _errors.is_terminal)
+
+
+def _bytes_bar() -> tuple[Any, ...]:
+    return (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+    )
+
+
+def _count_bar() -> tuple[Any, ...]:
+    return (
+        SpinnerColumn(),
+        TextColumn("{task.completed:,.0f} {task.description}"),
+        TimeElapsedColumn(),
+    )
+
+
+def _imported(done: "Imported") -> str:
+    parts = []
+    if done.transactions or not done.relationships:
+        inserts = done.inserts - done.relationships
+        parts.append(
+            f"{done.transactions:,} transactions ({inserts:,} inserts, {done.deletes:,} deletes)"
+        )
+    if done.relationships:
+        parts.append(f"{done.relationships:,} relationships")
+    rate = (done.transactions or done.requests) / max(done.seconds, 1e-6)
+    unit = "transactions" if done.transactions else "requests"
+    return f"imported {' and '.join(parts)} in {done.seconds:.1f} s, {rate:,.0f} {unit}/s"
+
+
+def _meaning(config: "Config") -> Iterator[str]:
+    replication, topology, here = config.replication, config.topology, config.this_node
+    yield f"strategy             {replication.strategy}"
+    yield f"conflict resolution  {replication.conflict_resolution}"
+    if replication.region_priorities:
+        yield f"region priorities    {' < '.join(replication.region_priorities)}"
+    for region in topology.regions:
+        primary = ", primary" if region.is_primary else ""
+        targets = ", ".join(topology.target_regions(region.id)) or "no other region"
+        yield f"region               {region.id} ({region.name}{primary}) ships to {targets}"
+        for node in region.nodes():
+            mark = "  <- this node" if node.id == here.id else ""
+            yield f"  node               {node.id} at {node.endpoint}, zone {node.zone}{mark}"
+    yield f"this node            {here.id} in {here.region}"
+    addresses = f"app {config.app_address}, peer {config.peer_address}"
+    yield f"listens              {addresses}, admin {config.admin_address}"
+    yield f"store                {config.redis.safe_url}"
+    if config.database is not None:
+        yield f"database             {config.database.dialect} at {config.database.safe_url}"
+
+
+if __name__ == "__main__":
+    main()
