@@ -5,6 +5,9 @@ command line) turns them into answers; foreign exceptions are translated into th
 adapter that meets them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SidecarError(Exception):
     """A failure with a `code` that programs may rely on and a `message` that says what to do."""
@@ -43,3 +46,23 @@ class Broken(SidecarError):
 
     def __init__(self, message: str) -> None:
         super().__init__("broken", message)
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Raise the one failure of ours that ended a task group, instead of the group.
+
+    A group that also holds something else is raised as it is.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours, others = group.split(SidecarError)
+        if ours is None or others is not None:
+            raise
+        raise _first(ours) from group
+
+
+def _first(group: BaseExceptionGroup[SidecarError]) -> SidecarError:
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

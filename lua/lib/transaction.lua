@@ -38,7 +38,8 @@ do
     end
     local condition_ok, condition = payload(fields[7])
     local expires_ok, expires_at = payload(fields[8])
-    if not condition_ok or not expires_ok or (expires_at and not number.parse(expires_at)) then
+    if not condition_ok or not expires_ok or (expires_at and not string.find(expires_at, '^%d+$'))
+    then
       return nil
     end
     return {

@@ -131,6 +131,7 @@ class Sender:
         self._in_flight: deque[_Batch] = deque()
         self._next_number = 1
         self._is_established = False
+        self._has_shipped = False
         self._heard_us = 0
         self._beat_us = 0
         self.position = 0
@@ -140,6 +141,11 @@ class Sender:
     def is_established(self) -> bool:
         """Whether the target has agreed to the session."""
         return self._is_established
+
+    @property
+    def has_shipped(self) -> bool:
+        """Whether the target has acknowledged a batch of this session."""
+        return self._has_shipped
 
     @property
     def room(self) -> int:
@@ -253,6 +259,7 @@ class Sender:
             self._in_flight.clear()
             self.position = self.acknowledged
             return []
+        self._has_shipped = True
         actions: list[Action] = []
         while self._in_flight:
             batch = self._in_flight.popleft()

@@ -1,0 +1,110 @@
+"""One tail of the feed, kept in memory for all sessions and watchers of this node.
+
+Owns the newest entries, up to `buffer_size` changes. Whoever has fallen behind them reads the
+stream in Redis instead: a smaller buffer only means more reading, nothing is ever dropped.
+"""
+
+import asyncio
+import logging
+from bisect import bisect_right
+from collections.abc import AsyncIterator
+
+from sidecar.errors import Unavailable
+from sidecar.store.feed import FeedEntry
+from sidecar.store.redis_store import RedisStore
+
+log = logging.getLogger(__name__)
+
+READ_COUNT = 500
+WAIT_MS = 2_000  # below the socket's timeout
+
+
+class Tail:
+    """The end of the feed. `run` follows it; the others may be called from any task."""
+
+    def __init__(self, store: RedisStore, buffer_size: int) -> None:
+        self._store, self._buffer_size = store, buffer_size
+        self._entries: list[FeedEntry] = []
+        self._changes = 0
+        # The buffer holds every entry with a revision above this one.
+        self._complete_after: int | None = None
+        self._newest = 0
+        self._grown: asyncio.Future[None] | None = None
+
+    @property
+    def newest(self) -> int:
+        """Revision of the newest entry seen."""
+        return self._newest
+
+    async def run(self) -> None:
+        """Follow the feed for ever, also across a Redis that goes and comes back."""
+        while True:
+            await self._store.opened()
+            if self._complete_after is None:
+                self._complete_after = self._newest = self._store.revision
+            try:
+                self._take(await self._store.feed_news(self._newest, READ_COUNT, WAIT_MS))
+            except Unavailable as unavailable:
+                log.debug("tail waits for the store", extra={"reason": unavailable.message})
+                await asyncio.sleep(0.05)
+
+    def _take(self, entries: list[FeedEntry]) -> None:
+        if not entries:
+            return
+        self._newest = entries[-1].revision
+        self._entries.extend(entries)
+        self._changes += sum(_weight(entry) for entry in entries)
+        dropped = 0
+        while self._changes > self._buffer_size:
+            self._changes -= _weight(self._entries[dropped])
+            dropped += 1
+        if dropped:
+            self._complete_after = self._entries[dropped - 1].revision
+            del self._entries[:dropped]
+        if self._grown is not None:
+            self._grown.set_result(None)
+            self._grown = None
+
+    async def after(self, revision: int, count: int = READ_COUNT) -> list[FeedEntry]:
+        """The entries that follow this revision, in order; waits until there is one.
+
+        Raises Unavailable when they are not in memory and Redis does not answer.
+        """
+        while True:
+            if self._complete_after is not None and revision >= self._complete_after:
+                if found := self._buffered(revision, count):
+                    return found
+                await self._wait()
+            elif entries := await self._store.feed_after(revision, count):
+                return entries
+            else:
+                await self._wait()
+
+    async def entries_after(self, revision: int) -> AsyncIterator[list[FeedEntry]]:
+        """Lists of consecutive entries that follow this revision; never ends."""
+        while True:
+            entries = await self.after(revision)
+            revision = entries[-1].revision
+            yield entries
+
+    def oldest_buffered_after(self, revision: int, origin: str) -> FeedEntry | None:
+        """The first entry of `origin` in memory after this revision, if there is one."""
+        if self._complete_after is None or revision < self._complete_after:
+            return None
+        return next(
+            (e for e in self._entries if e.revision > revision and e.origin == origin), None
+        )
+
+    def _buffered(self, revision: int, count: int) -> list[FeedEntry]:
+        start = bisect_right(self._entries, revision, key=lambda entry: entry.revision)
+        return self._entries[start : start + count]
+
+    async def _wait(self) -> None:
+        if self._grown is None:
+            self._grown = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._grown)
+
+
+def _weight(entry: FeedEntry) -> int:
+    # An empty transaction takes memory too.
+    return max(1, entry.changes)

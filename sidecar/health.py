@@ -1,0 +1,41 @@
+"""What a node says of itself at /health, on all three listeners."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from aiohttp import web
+
+from sidecar.agent.ship import Target
+from sidecar.core.topology import Node
+from sidecar.store.redis_store import RedisStore
+
+RELEASE = version("inferadb-sidecar")
+
+
+class Health:
+    """`healthy`; `degraded` when a target is not connected; `unhealthy` when nothing is served."""
+
+    def __init__(self, node: Node, store: RedisStore, targets: Sequence[Target]) -> None:
+        self._node, self._store, self._targets = node, store, targets
+
+    def check(self) -> tuple[bool, dict[str, object]]:
+        """Whether reads and writes are served here, and what a person wants to know."""
+        reasons = [f"store: {self._store.closed_because}"] if not self._store.is_open else []
+        is_serving = not reasons
+        for target in self._targets:
+            if not target.is_connected:
+                why = target.last_error or "no session yet"
+                reasons.append(f"target {target.node} is not connected: {why}")
+        word = "unhealthy" if not is_serving else "degraded" if reasons else "healthy"
+        return is_serving, {
+            "status": word,
+            "reasons": reasons,
+            "node": self._node.id,
+            "region": self._node.region,
+            "release": RELEASE,
+        }
+
+    async def answer(self, _: web.Request) -> web.Response:
+        """200 while reads and writes are served, 503 otherwise."""
+        is_serving, shown = self.check()
+        return web.json_response(shown, status=200 if is_serving else 503)

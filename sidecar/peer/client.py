@@ -1,0 +1,87 @@
+"""The dialling end of a session's link: one WebSocket to the peer listener of a target."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame
+from sidecar.errors import Unavailable
+
+PATH = "/peer/v1/session"
+
+
+class Link:
+    """A connected link. `receive` and `send` raise Unavailable when it has gone."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, target: str) -> None:
+        self._socket, self._target = socket, target
+
+    async def send(self, frame: str | bytes) -> None:
+        """Put a frame on the link; waits while the link is full."""
+        try:
+            if isinstance(frame, str):
+                await self._socket.send_str(frame)
+            else:
+                await self._socket.send_bytes(frame)
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._gone(str(error)) from error
+
+    async def receive(self) -> dict[str, object]:
+        """The head of the next frame."""
+        message = await self._socket.receive()
+        if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+            raise self._gone(f"close code {self._socket.close_code}")
+        return decode_frame(message.data)[0]
+
+    def _gone(self, detail: str) -> Unavailable:
+        return Unavailable("link_lost", f"the link to {self._target} broke: {detail}")
+
+
+class Dialler:
+    """Opens links. One for all targets; use as an async context manager."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._timeout_s),
+            connector=aiohttp.TCPConnector(limit=0),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    @asynccontextmanager
+    async def dial(self, target: str, endpoint: str) -> AsyncIterator[Link]:
+        """A link to the node at `host:port`. Raises Unavailable("unreachable")."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                socket = await self._session.ws_connect(
+                    f"http://{endpoint}{PATH}",
+                    max_msg_size=MAX_FRAME_BYTES,
+                    autoclose=True,
+                    # Frames are compressed where it pays; the link does not do it again.
+                    compress=0,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                )
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            detail = str(error) or f"no answer within {self._timeout_s:.0f} s"
+            raise Unavailable(
+                "unreachable", f"{target} cannot be reached at {endpoint}: {detail}"
+            ) from error
+        try:
+            yield Link(socket, target)
+        finally:
+            await socket.close()

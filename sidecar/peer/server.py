@@ -1,0 +1,130 @@
+"""The peer listener: other sidecars come here with sessions, and anyone may ask for /health."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+import aiohttp
+from aiohttp import web
+
+from sidecar.core.session import AckOutcome, Party, acknowledge, greet, heartbeat, refuse, welcome
+from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame, decode_vector
+from sidecar.errors import Refused, SidecarError, Unavailable
+from sidecar.health import Health
+from sidecar.peer.client import PATH
+from sidecar.store.redis_store import MergeOutcome, RedisStore
+
+log = logging.getLogger(__name__)
+
+Frame = tuple[dict[str, object], bytes]
+
+
+class Receiver:
+    """Takes the sessions of other nodes and merges what they bring.
+
+    regions: node id -> region id of every node of the topology. timeout_s: how long a hello, and
+    later any frame, may take.
+    """
+
+    def __init__(
+        self, store: RedisStore, me: Party, regions: Mapping[str, str], timeout_s: float
+    ) -> None:
+        self._store, self._me, self._regions, self._timeout_s = store, me, regions, timeout_s
+        self._sessions: dict[str, web.WebSocketResponse] = {}
+
+    async def serve(self, request: web.Request) -> web.WebSocketResponse:
+        """One session, from hello to its end."""
+        socket = web.WebSocketResponse(
+            max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=1.0, autoping=True
+        )
+        await socket.prepare(request)
+        node = None
+        try:
+            node = await self._agree(socket)
+            await self._replace(node, socket)
+            while (frame := await self._next(socket)) is not None:
+                await self._answer(socket, *frame)
+        except SidecarError as failure:
+            log.warning(
+                "replication session refused",
+                extra={"source": node or request.remote, "reason": failure.message},
+            )
+            await _send(socket, refuse(failure.code, failure.message))
+        except ConnectionError:
+            pass  # the other end has gone; it will come again
+        finally:
+            if node is not None and self._sessions.get(node) is socket:
+                del self._sessions[node]
+            await socket.close()
+        return socket
+
+    async def close(self, _: web.Application) -> None:
+        """End every session; their nodes come again when this one is back."""
+        for socket in list(self._sessions.values()):
+            await socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)
+
+    async def _agree(self, socket: web.WebSocketResponse) -> str:
+        frame = await self._next(socket)
+        if frame is None:
+            raise ConnectionResetError
+        node, protocol = greet(frame[0], self._me, self._regions)
+        decode_vector(frame[0].get("vector"))
+        if not self._store.is_open:
+            raise Unavailable("store_unavailable", self._store.closed_because)
+        await _send(
+            socket,
+            welcome(
+                self._me, self._store.origin, self._store.vector, self._store.revision, protocol
+            ),
+        )
+        return node
+
+    async def _replace(self, node: str, socket: web.WebSocketResponse) -> None:
+        """A node has one session here; an older one is a link that died without a word."""
+        older = self._sessions.get(node)
+        self._sessions[node] = socket
+        if older is not None:
+            await older.close()
+        log.info("replication session from a peer", extra={"source": node})
+
+    async def _answer(
+        self, socket: web.WebSocketResponse, head: dict[str, object], lines: bytes
+    ) -> None:
+        match head["type"]:
+            case "batch":
+                merged = await self._store.merge(lines)
+                if merged.outcome is MergeOutcome.LOST:
+                    raise Unavailable("store_lost_writes", merged.detail)
+                outcome = AckOutcome(merged.outcome.value)
+                ack = acknowledge(head.get("batch"), outcome, merged.detail, merged.vector)
+                await _send(socket, ack)
+            case "heartbeat":
+                await _send(socket, heartbeat(self._store.vector, self._store.revision))
+            case other:
+                raise Refused("bad_frame", f"a session does not know {other!r}")
+
+    async def _next(self, socket: web.WebSocketResponse) -> Frame | None:
+        """The next frame; None when the other end has closed, or been silent for too long."""
+        try:
+            message = await socket.receive(timeout=self._timeout_s)
+        except TimeoutError:
+            return None
+        if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+            return None
+        return decode_frame(message.data)
+
+
+async def _send(socket: web.WebSocketResponse, frame: str | bytes) -> None:
+    if isinstance(frame, str):
+        await socket.send_str(frame)
+    else:
+        await socket.send_bytes(frame)
+
+
+def peer_app(receiver: Receiver, health: Health) -> web.Application:
+    """The application of the peer listener."""
+    app = web.Application()
+    app.router.add_get(PATH, receiver.serve)
+    app.router.add_get("/health", health.answer)
+    app.on_shutdown.append(receiver.close)
+    return app
