@@ -214,6 +214,17 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def retold(error: SidecarError, message: str) -> SidecarError:
+    """The same failure with more said about it."""
+    match error:
+        case Refused():
+            return Refused(error.code, message, error.status)
+        case Unavailable():
+            return Unavailable(error.code, message, error.retry_after_s)
+        case _:
+            return error
+
+
 # --- import ---------------------------------------------------------------------------------------
 
 
@@ -243,8 +254,8 @@ async def import_file(
     except BadLine as bad:
         raise Refused(bad.code, f"{source.name}:{bad.line}: {bad.message}") from None
     except SidecarError as error:
-        error.message = f"{_place(source.name, request, error.message)}: {error.message}"
-        raise
+        place = _place(source.name, request, error.message)
+        raise retold(error, f"{place}: {error.message}") from error
     finally:
         done.seconds = time.monotonic() - began
         source.next_line = done.next_line

@@ -93,11 +93,11 @@ def sidecar(
 def run(config: ConfigOption = None, node: NodeOption = None) -> None:
     """Run one node in the foreground until SIGTERM or Ctrl-C."""
     with _one_line():
-        from sidecar.app import run_node
         from sidecar.config import check_runnable, load
 
         settings = load(config, node=node, environ=os.environ)
         check_runnable(settings)
+        from sidecar.app import run_node
 
         async def serve() -> None:
             await run_node(settings, stop=_stop_on_signals())
@@ -168,7 +168,7 @@ def import_(
 ) -> None:
     """Write the relationships or transactions of a file, in its order."""
     with _one_line():
-        from sidecar.bulk import Sidecar, Source, Watching, check_url, import_file
+        from sidecar.bulk import Sidecar, Source, Watching, check_url, import_file, retold
         from sidecar.core.relationship import check_tenant
 
         check_tenant(tenant)
@@ -191,9 +191,10 @@ def import_(
                 _complain(f"interrupted; resume with --from-line {source.next_line}")
                 raise typer.Exit(EXIT_INTERRUPTED) from None
             except SidecarError as error:
-                if source.next_line > from_line:
-                    error.message += f"; resume with --from-line {source.next_line}"
-                raise
+                if source.next_line == from_line:
+                    raise
+                message = f"{error.message}; resume with --from-line {source.next_line}"
+                raise retold(error, message) from error
         typer.echo(_imported(done))
 
 

@@ -181,7 +181,7 @@ def test_the_history_becomes_one_request_per_transaction() -> None:
     assert {request.parts for request in made_requests} == {1}
 
 
-# Odd on purpose: quotes, backslashes, a BOM, a right-to-left mark, beyond the basic plane, the wildcard.
+# Odd on purpose: quotes, a BOM, a right-to-left mark, beyond the basic plane, the wildcard.
 ODD = "aZ0*é:/|\\\"'{}[],<>&%\ufeff\u200f\u4e2d\uffee\U0001f600"
 ids = st.text(ODD, min_size=1, max_size=12)
 json_values = st.recursive(
