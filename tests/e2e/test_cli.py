@@ -153,7 +153,7 @@ def odd_relationships(seed: int, count: int) -> bytes:
         if rng.random() < 0.5:
             content["condition"] = {word(): [rng.random(), word(), None, {"n": number}]}
         if rng.random() < 0.3:
-            content["expires_at"] = f"2031-01-{rng.randint(10, 28)}T10:00:00.{number:06}Z"
+            content["expires_at"] = f"2031-01-{rng.randint(10, 28)}T10:00:00.{number + 100_001:06}Z"
         lines.append(json.dumps(content, ensure_ascii=rng.random() < 0.5))
     return "\n".join(lines).encode()
 
