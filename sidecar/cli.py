@@ -29,7 +29,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from sidecar.errors import Broken, Refused, SidecarError
+from sidecar.errors import Broken, Refused, SidecarError, ungrouped
 
 if TYPE_CHECKING:
     from sidecar.bulk import Imported
@@ -45,7 +45,6 @@ app = typer.Typer(
     name="sidecar",
     help="Active-active multi-region replication for relationship tuples.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 _errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -79,6 +78,7 @@ def main() -> None:
 
 @app.callback(invoke_without_command=True)
 def sidecar(
+    context: typer.Context,
     show_version: Annotated[bool, typer.Option("--version", help="Show it and end.")] = False,
 ) -> None:
     if show_version:
@@ -87,6 +87,9 @@ def sidecar(
         except PackageNotFoundError:
             typer.echo("sidecar (not installed)")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(EXIT_BAD_INPUT)
 
 
 @app.command()
@@ -260,28 +263,17 @@ def _stop_on_signals() -> asyncio.Event:
 def _one_line() -> Iterator[None]:
     """Turn every expected failure into one line and an exit code."""
     try:
-        yield
-    except BaseExceptionGroup as group:
-        _fail(_only_error(group))
+        with ungrouped():
+            yield
     except (SidecarError, OSError) as error:
         _fail(error)
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure inside the group of a TaskGroup; the group itself when it is not one of ours."""
-    rest = group.split((SidecarError, OSError))[1]
-    if rest is not None:
-        raise group
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _fail(error: BaseException) -> None:
+def _fail(error: SidecarError | OSError) -> None:
     if isinstance(error, Broken):
+        # A bug of ours: whoever mends it needs the whole story.
         raise error
     message = error.message if isinstance(error, SidecarError) else str(error)
     _complain(message)

@@ -224,7 +224,7 @@ async def run_demo(
             await stop.wait()
             for watch in watches:
                 watch.cancel()
-        say("ending")
+        say("ending all nodes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,8 @@ class EmbeddedValkey:
                     "stop that process or name another folder in redis.url",
                 )
             if not is_announced:
-                self._log.info("waiting for %s, in use by %s", self._folder, _describe(owner))
+                fields = {"folder": str(self._folder), "owner": _describe(owner)}
+                self._log.info("waiting for the folder of the embedded Valkey", extra=fields)
                 is_announced = True
             await asyncio.sleep(0.05)
 
@@ -270,12 +271,9 @@ class EmbeddedValkey:
         ).start()
         self._note_owner()
         await self._wait_until_loaded(server)
-        self._log.info(
-            "embedded Valkey ready: pid %d, folder %s, %.2f s",
-            server.pid,
-            self._folder,
-            time.monotonic() - began,
-        )
+        seconds = round(time.monotonic() - began, 2)
+        fields = {"pid": server.pid, "folder": str(self._folder), "seconds": seconds}
+        self._log.info("embedded Valkey ready", extra=fields)
 
     async def _wait_until_loaded(self, server: subprocess.Popen[bytes]) -> None:
         """Wait as long as the server lives and says that it is loading, however long that takes."""
@@ -298,17 +296,18 @@ class EmbeddedValkey:
                 )
             if now - reported > PROGRESS_EVERY_S:
                 reported = now
-                self._log.info("embedded Valkey %s", await self._progress())
+                fields = {"folder": str(self._folder), "loaded_percent": await self._loaded()}
+                self._log.info("embedded Valkey is loading its data", extra=fields)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.2)
 
-    async def _progress(self) -> str:
+    async def _loaded(self) -> str:
         info = await _ask(self._socket, b"INFO persistence\r\n")
         for line in info.decode(errors="replace").splitlines():
             name, _, value = line.partition(":")
             if name == "loading_loaded_perc":
-                return f"is loading {self._folder}: {value.strip()} %"
-        return f"is starting in {self._folder}"
+                return value.strip()
+        return "?"
 
     def _failed_at_start(self, server: subprocess.Popen[bytes]) -> Unavailable:
         last = _last_lines(_tail(self._folder / LOG_NAME))
@@ -329,7 +328,7 @@ class EmbeddedValkey:
                 async with asyncio.timeout(STOP_LIMIT_S):
                     await asyncio.shield(ended)
             except TimeoutError:
-                self._log.warning("embedded Valkey %d does not end: killed", server.pid)
+                self._log.warning("embedded Valkey does not end: killed", extra={"pid": server.pid})
             finally:
                 # Also when we are cancelled: a server must not be left behind.
                 if server.poll() is None:

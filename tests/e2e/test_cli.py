@@ -298,3 +298,5 @@ def test_check_config_says_what_a_file_means_and_run_refuses_what_is_not_there()
 def test_version_and_help() -> None:
     assert succeeded("--version").startswith(b"sidecar ")
     assert b"check-config" in succeeded("--help")
+    lost = sidecar()
+    assert (lost.returncode, b"check-config" in lost.stdout, lost.stderr) == (2, True, b"")

@@ -170,3 +170,15 @@ async def test_the_server_keeps_to_its_settings(tmp_path: Path) -> None:
         assert settings["aof-load-truncated"] == "yes"
         assert os.getsid(valkey.pid) != os.getsid(0), "Ctrl-C in a terminal must not reach it"
     assert (tmp_path / LOCK_NAME).exists()
+
+
+async def test_a_long_load_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with EmbeddedValkey(tmp_path) as valkey, client(valkey.url) as redis:
+        await redis.eval("for i = 1, 4000 do redis.call('SET', i, i) end", 0)
+    # key-load-delay (µs per key) is a debug setting of the server: a second or so of LOADING.
+    slow = ("--key-load-delay", "300", "--loading-process-events-interval-bytes", "1024")
+    with caplog.at_level("INFO", "sidecar.store.embedded"):
+        async with EmbeddedValkey(tmp_path, args=slow) as valkey, client(valkey.url) as redis:
+            assert await redis.dbsize() == 4000
+    ready = next(each for each in caplog.records if each.message == "embedded Valkey ready")
+    assert vars(ready)["seconds"] >= 1.0
