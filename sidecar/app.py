@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -155,9 +155,11 @@ async def _keep_alive(valkey: EmbeddedValkey) -> None:
 
 
 @asynccontextmanager
-async def _running(loops: asyncio.TaskGroup, *parts: object) -> AsyncIterator[None]:
+async def _running(
+    loops: asyncio.TaskGroup, *parts: Coroutine[None, None, None]
+) -> AsyncIterator[None]:
     """Loops of this node; the first that fails ends the node with its reason."""
-    tasks = [loops.create_task(part) for part in parts]  # type: ignore[arg-type]
+    tasks = [loops.create_task(part) for part in parts]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""How log lines look: text for people, JSON for machines. A state change is one line with fields."""
+"""How log lines look: text for people, JSON for machines; a change of state, one line, fields."""
 
 import json
 import logging

@@ -27,6 +27,7 @@ from sidecar.core.session import (
 from sidecar.errors import Refused, SidecarError, Unavailable, ungrouped
 from sidecar.metrics import Metrics
 from sidecar.peer.client import Dialler, Link
+from sidecar.store.feed import FeedEntry
 from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
@@ -133,53 +134,32 @@ class Shipping:
             self._set_connected(target, None)
 
     async def _converse(self, target: Target, sender: Sender, link: Link) -> None:
-        established = asyncio.Event()
-        has_room = asyncio.Event()
-
-        async def perform(actions: list[Action]) -> None:
-            for action in actions:
-                match action:
-                    case Send(frame, changes):
-                        if changes is not None:
-                            self._metrics.sent(changes)
-                        await link.send(frame)
-                    case Acknowledged(changes, duration_us):
-                        self._metrics.acknowledged(target.node, changes, duration_us / 1e6)
-                    case Established():
-                        self._set_connected(target, sender)
-                        established.set()
-                    case Close(code, message):
-                        raise Unavailable(code, message)
-            if sender.is_established:
-                target.acknowledged = sender.acknowledged
-            if sender.room:
-                has_room.set()
-            else:
-                has_room.clear()
-
-        async def listen() -> None:
-            while True:
-                await perform(sender.on_frame(await link.receive(), _monotonic_us()))
-
-        async def pump() -> None:
-            await established.wait()
-            while True:
-                await has_room.wait()
-                after = sender.position
-                entries = await self._tail.after(after)
-                await perform(sender.on_entries(after, entries, _monotonic_us()))
-
-        async def tick() -> None:
-            while True:
-                await asyncio.sleep(TICK_S)
-                store = self._store
-                await perform(sender.on_tick(store.vector, store.revision, _monotonic_us()))
-
-        await perform(sender.hello(self._store.vector, _monotonic_us()))
+        talk = _Conversation(self, target, sender, link)
+        await talk.perform(sender.hello(self._store.vector, _monotonic_us()))
         with ungrouped():
             async with asyncio.TaskGroup() as group:
-                for loop in (listen, pump, tick):
+                for loop in (talk.listen, talk.pump, talk.tick):
                     group.create_task(loop())
+
+    async def entries_after(self, revision: int) -> list[FeedEntry]:
+        """What follows this revision in the feed; waits until there is something."""
+        return await self._tail.after(revision)
+
+    def beat(self, sender: Sender) -> list[Action]:
+        """What the session does now that time has passed."""
+        return sender.on_tick(self._store.vector, self._store.revision, _monotonic_us())
+
+    def note(self, target: Target, action: Action, sender: Sender) -> None:
+        """Count what a session does."""
+        match action:
+            case Send(_, changes) if changes is not None:
+                self._metrics.sent(changes)
+            case Acknowledged(changes, duration_us):
+                self._metrics.acknowledged(target.node, changes, duration_us / 1e6)
+            case Established():
+                self._set_connected(target, sender)
+            case _:
+                pass
 
     # -- what is known of it ------------------------------------------------------------------
 
@@ -254,6 +234,47 @@ class Shipping:
             waiting = await self._store.feed_after(target.acknowledged, 100)
             own = (e for e in waiting if e.origin == self._store.origin)
             target.oldest_pending = next((e.timestamp for e in own), None)
+
+
+class _Conversation:
+    """The three loops of one session: what comes, what goes, and the time."""
+
+    def __init__(self, shipping: Shipping, target: Target, sender: Sender, link: Link) -> None:
+        self._shipping, self._target = shipping, target
+        self._sender, self._link = sender, link
+        self._has_room = asyncio.Event()
+
+    async def listen(self) -> None:
+        while True:
+            head = await self._link.receive()
+            await self.perform(self._sender.on_frame(head, _monotonic_us()))
+
+    async def pump(self) -> None:
+        while True:
+            await self._has_room.wait()
+            after = self._sender.position
+            entries = await self._shipping.entries_after(after)
+            await self.perform(self._sender.on_entries(after, entries, _monotonic_us()))
+
+    async def tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self.perform(self._shipping.beat(self._sender))
+
+    async def perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            self._shipping.note(self._target, action, self._sender)
+            match action:
+                case Send(frame, _):
+                    await self._link.send(frame)
+                case Close(code, message):
+                    raise Unavailable(code, message)
+        if self._sender.is_established:
+            self._target.acknowledged = self._sender.acknowledged
+        if self._sender.room:
+            self._has_room.set()
+        else:
+            self._has_room.clear()
 
 
 def _monotonic_us() -> int:

@@ -1,8 +1,8 @@
 """The number of 40 bits that stands for one visible tuple; a bucket's digest is their sum.
 
-`lua/lib/digest.lua` maintains the sums; this is the same arithmetic, for checks and repair. Squaring
-modulo a prime is not linear, so two tuples that swap a timestamp, an origin or a hash change the
-sum.
+`lua/lib/digest.lua` maintains the sums; this is the same arithmetic, for checks and repair.
+Squaring modulo a prime is not linear, so two tuples that swap a timestamp, an origin or a hash
+change the sum.
 """
 
 MODULUS = 2**40

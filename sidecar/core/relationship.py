@@ -1,7 +1,8 @@
 """Relationships: what they are made of, what is allowed in them, and their hashes.
 
 Owns the grammar of tenant, resource, relation and subject, the canonical text of conditions and
-expirations, and the two hashes that stand for a tuple elsewhere. Knows nothing of siblings or stores.
+expirations, and the two hashes that stand for a tuple elsewhere. Knows nothing of
+siblings or stores.
 """
 
 import json
@@ -150,17 +151,17 @@ def canonical_condition(condition: object) -> str:
 
 def parse_expires_at(text: str) -> int:
     """Microseconds since 1970 of an RFC 3339 time with a zone, or raise Refused."""
+    wrong = Refused(
+        "invalid_relationship",
+        f"expires_at {_shown(text)} is not an RFC 3339 time with a zone, like 2027-01-31T12:00:00Z",
+    )
+    if not _RFC3339.fullmatch(text):
+        raise wrong
     try:
-        if not _RFC3339.fullmatch(text):
-            raise ValueError
         moment = datetime.fromisoformat(text.upper())
         microseconds = (moment - _EPOCH) // timedelta(microseconds=1)
     except (ValueError, OverflowError):
-        raise Refused(
-            "invalid_relationship",
-            f"expires_at {_shown(text)} is not an RFC 3339 time with a zone, "
-            "like 2027-01-31T12:00:00Z",
-        ) from None
+        raise wrong from None
     if microseconds <= 0:
         raise Refused("invalid_relationship", f"expires_at {_shown(text)} is before 1970")
     return microseconds

@@ -45,7 +45,7 @@ class Winner(StrEnum):
 def write(
     state: TupleState, version: Version, sibling: Sibling, vector: Vector
 ) -> tuple[TupleState, Vector]:
-    """A local write; `vector` is the node's before it. Returns the state, and the tuple's own context.
+    """A local write; `vector` is the node's before it. Returns the state and the tuple's context.
 
     Everything this node has received, and everything the tuple's writes had overwritten, is
     overwritten: the change's context is the vector joined with the second value.
@@ -54,7 +54,7 @@ def write(
     return TupleState({version: sibling}, beyond), beyond
 
 
-def absorb(
+def absorb(  # noqa: PLR0917 — the six things that decide
     state: TupleState,
     version: Version,
     sibling: Sibling,

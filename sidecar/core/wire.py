@@ -47,7 +47,7 @@ class Transaction:
 
 
 def encode_body(tenant: str, changes: Iterable[Change]) -> str:
-    """The tail of a transaction's JSON, from the tenant on; the write script puts the rest before."""
+    """The tail of a transaction's JSON, from the tenant on; the write script adds the rest."""
     rows = []
     for operation, one in changes:
         row: list[object] = [
@@ -125,10 +125,7 @@ def encode_frame(head: Mapping[str, object], transactions: Sequence[bytes] = ())
 
 def decode_frame(message: str | bytes) -> tuple[dict[str, object], bytes]:
     """Head and the lines of transactions, not taken apart. Raises Refused("bad_frame")."""
-    if isinstance(message, bytes):
-        frame = _decompress(message)
-    else:
-        frame = message.encode()
+    frame = _decompress(message) if isinstance(message, bytes) else message.encode()
     line, _, transactions = frame.partition(b"\n")
     try:
         head = json.loads(line)

@@ -21,7 +21,7 @@ from redis.exceptions import (
 from sidecar.errors import Broken, Unavailable
 from sidecar.store.scripts import Script
 
-# What the server says when it cannot do anything right now; whatever it was asked, nothing was done.
+# What the server says when it cannot do anything right now; nothing of what was asked was done.
 _SERVER_CANNOT = {
     "OOM": "Redis has reached its maxmemory and takes no writes",
     "MISCONF": "Redis cannot persist to its disk and takes no writes",
@@ -66,7 +66,7 @@ class Link:
     """A connection of its own, one command at a time; others wait their turn."""
 
     def __init__(self, pool: ConnectionPool, timeout_s: float) -> None:
-        self._connection: Any = pool.make_connection()
+        self._connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
         self._turn = asyncio.Lock()
 

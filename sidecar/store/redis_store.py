@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 STORE_FORMAT = 1
 PARTITIONS = 1
 READERS = 8
-# More than this many waiting writes means Redis is far slower than the applications: shed, with 503.
+# More waiting writes than this: Redis is far slower than the applications; shed, with 503.
 MAX_WAITING_WRITES = 4096
-# One call of the write script takes at most this much, so that Redis never blocks for long; a single
+# One call of the write script takes at most this much, so that Redis never blocks for long; one
 # write is always taken, however large.
 MAX_GROUP_WRITES = 256
 MAX_GROUP_BYTES = 1024 * 1024
@@ -68,7 +68,7 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """revision: of the write. written, deleted: how many relationships. vector: this node's after."""
+    """revision: of the write; written, deleted: relationships; vector: the node's after it."""
 
     revision: int
     written: int
@@ -366,44 +366,34 @@ class RedisStore:
         pairs = [text for waiting in group for text in (waiting.body, waiting.guard)]
         try:
             reply = await self._ask(self._writer, "write", self._now_us(), self._clock, *pairs)
-            if reply[0] == b"lost":
-                lost = self._lost()
-                self._set_closed(lost)
-                raise lost
-            vector = _vector(reply[1])
-        except (Unavailable, ScriptError, Broken) as failure:
-            # One at fault must not take the others along: nothing was written, so try each alone.
-            if isinstance(failure, ScriptError) and len(group) > 1:
-                for waiting in group:
-                    await self._commit_group([waiting])
+        except ScriptError as error:
+            # Nothing was written. The one at fault must not take the others along.
+            if len(group) == 1:
+                _fail(group, Broken(f"lua/write.lua refuses a write that was checked: {error}"))
                 return
-            if isinstance(failure, ScriptError):
-                failure = Refused("bad_write", str(failure))
             for waiting in group:
-                if not waiting.answer.done():
-                    waiting.answer.set_exception(failure)
+                await self._commit_group([waiting])
             return
-        newest = self._clock
+        except (Unavailable, Broken) as failure:
+            _fail(group, failure)
+            return
+        if reply[0] == b"lost":
+            lost = self._lost()
+            self._set_closed(lost)
+            _fail(group, lost)
+            return
+        vector = _vector(reply[1])
+        self._advance(vector[self._origin], vector)
         for index, waiting in enumerate(group):
-            outcome, revision, deleted, text = reply[2 + 4 * index : 6 + 4 * index]
-            if outcome == b"written":
-                newest = max(newest, int(revision))
             if not waiting.answer.done():
-                self._answer(waiting, vector, outcome, revision, deleted, text)
-        self._advance(newest, vector)
+                self._answer(waiting, vector, *reply[2 + 4 * index : 6 + 4 * index])
 
-    def _answer(
-        self,
-        waiting: _Waiting,
-        vector: Vector,
-        outcome: bytes,
-        revision: bytes,
-        deleted: bytes,
-        text: bytes,
-    ) -> None:
+    def _answer(self, waiting: _Waiting, vector: Vector, *reply: bytes) -> None:
+        outcome, revision, deleted, text = reply
         match outcome:
             case b"written":
                 at = {**vector, self._origin: int(revision)}
+                self._metrics.wrote()
                 written = Written(int(revision), waiting.written, int(deleted), at)
                 waiting.answer.set_result(written)
             case b"replayed":
@@ -428,7 +418,7 @@ class RedisStore:
                 )
                 waiting.answer.set_exception(refused)
             case _:
-                raise Broken(f"lua/write.lua answers {outcome!r}")
+                waiting.answer.set_exception(Broken(f"lua/write.lua answers {outcome!r}"))
 
     async def merge(self, batch: bytes) -> Merged:
         """Take in transactions of other origins, a line each, as they came from a peer.
@@ -565,6 +555,12 @@ class RedisStore:
     async def store_cursor(self, target: str, revision: int) -> None:
         """Remember how far a target has come, for the time after a restart."""
         await self._read("HSET", self.keys.cursors, target, revision)
+
+
+def _fail(group: list[_Waiting], failure: Exception) -> None:
+    for waiting in group:
+        if not waiting.answer.done():
+            waiting.answer.set_exception(failure)
 
 
 def _guard(request: WriteRequest) -> str:
