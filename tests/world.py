@@ -321,6 +321,14 @@ class Node:
                 os.kill(pid, signal.SIGTERM)
         wait_until_gone(family)
 
+    def forget(self) -> None:
+        """Remove its data, as an operator does who sets a node up anew; its log stays."""
+        assert not self.is_running
+        log = self.log
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        (self.folder / "sidecar.log").write_text(log)
+
     # -- what applications and operators do
 
     def post(self, path: str, body: object, **headers: str) -> Answer:
