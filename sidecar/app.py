@@ -44,6 +44,8 @@ async def run_node(
     embedded server cannot be started. A Redis that does not answer is waited for.
     """
     logs.configure(config.log.level, config.log.format)
+    for remark in config.remarks():
+        log.warning("setting without effect", extra={"setting": remark})
     with ungrouped():
         async with AsyncExitStack() as stack:
             await _serve(config, stack, stop, ready or (lambda: None))
