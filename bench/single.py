@@ -1,0 +1,64 @@
+"""Single writes over 64 connections: one relationship in each request, with 0, 1 and 2 targets.
+
+The floor is a bare aiohttp handler, driven by the same load generator with the same bodies. With
+targets, all nodes and their stores share this machine, so those figures are reported only. Between
+runs the targets catch up.
+"""
+
+import contextlib
+import sys
+
+from bench.children import answer_of, child, free_port
+from bench.figure import Figure, against_floor
+from bench.nodes import WRITE_PATH, Cluster, cluster, running, until_drained
+from bench.plan import Plan
+
+CONNECTIONS = 64
+BAR = 0.5
+_NAMES = ("single", "single_one_target", "single_two_targets")
+_WORDS = ("no target", "one target", "two targets")
+
+
+async def measure(plan: Plan) -> list[Figure]:
+    """One figure for each number of targets, all beside the same floor."""
+    floors: list[float] = []
+    rates: list[list[float]] = [[] for _ in _NAMES]
+    async with contextlib.AsyncExitStack() as stack:
+        port = free_port()
+        floor = [sys.executable, "-m", "bench.floor_http", str(port)]
+        await stack.enter_async_context(child(floor, plan.log))
+        products: list[Cluster] = []
+        for targets, name in enumerate(_NAMES):
+            product = cluster(plan.place(name), targets + 1)
+            await stack.enter_async_context(running(product, range(targets + 1), plan.launch))
+            await until_drained(product)
+            products.append(product)
+        for run in range(plan.sizes.runs):
+            floors.append(await _rate(plan, f"http://127.0.0.1:{port}{WRITE_PATH}", run))
+            for product, found in zip(products, rates, strict=True):
+                found.append(await _rate(plan, product.write_url(), run))
+                await until_drained(product)
+            plan.say(f"single writes, run {run + 1} of {plan.sizes.runs}")
+    return [
+        against_floor(
+            name,
+            f"single writes, {words}",
+            "writes/s",
+            floors,
+            found,
+            bar=BAR if name == "single" else None,
+        )
+        for name, words, found in zip(_NAMES, _WORDS, rates, strict=True)
+    ]
+
+
+async def _rate(plan: Plan, url: str, run: int) -> float:
+    found = await answer_of(
+        "bench.load",
+        url,
+        *("--series", f"s{run}", "--connections", CONNECTIONS, "--per-request", 1),
+        *("--bodies", plan.sizes.single_bodies),
+        *("--warm-up", plan.sizes.warm_up_s, "--measured", plan.sizes.measured_s),
+        log=plan.log,
+    )
+    return float(found["answers"] / found["seconds"])
