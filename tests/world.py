@@ -280,10 +280,15 @@ class Node:
 
     @property
     def is_serving(self) -> bool:
+        return self.status == 200
+
+    @property
+    def status(self) -> int:
+        """What /health answers; 0 when nobody does."""
         try:
-            return ask(self.app_port, "GET", "/health").status == 200
+            return self.health().status
         except (OSError, http.client.HTTPException):
-            return False
+            return 0
 
     def kill(self) -> None:
         """kill -9; its embedded Valkey ends with it."""
@@ -369,6 +374,11 @@ class Node:
 
     def health(self, port: int | None = None) -> Answer:
         return ask(port or self.app_port, "GET", "/health")
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        """Of its listeners: app, peer, admin."""
+        return self.app_port, self.peer_port, self.admin_port
 
     def metrics(self) -> dict[str, float]:
         """The samples of /metrics; those with labels as `name{label}` of the label's value."""
