@@ -6,8 +6,8 @@
 -- ARGV 3 skew_us     how far ahead of now_us a timestamp may be
 -- ARGV 4 rules       JSON of the conflict strategy
 -- ARGV 5 batch       transactions as they came from the peer: JSON, one a line
--- REPLY  outcome     "applied" | "gap" | "skew" | "lost"; with "gap" and "skew" the transactions
---                    before it are applied. Then a detail in words, the clock, and how many
+-- REPLY  outcome     "applied" | "gap" | "skew" | "lost" | "contradiction"; whatever stops the
+--                    batch, the transactions before it are applied. Then a detail in words, the clock, and how many
 --                    transactions, conflicts won by what was stored here, conflicts won by what
 --                    arrived; last the vector as JSON
 -- ERRORS BADBATCH    not a batch of a known format; nothing was written
@@ -97,7 +97,7 @@ for _, tx in ipairs(batch) do
     local revision = node.tick(self, now_us, tx.timestamp)
     local states, effects, here, there = resolve(tx, revision)
     if not states then
-      outcome, detail = 'gap', 'the contexts of ' .. tx.origin .. ' contradict each other'
+      outcome, detail = 'contradiction', 'the contexts that ' .. tx.origin .. ' sent contradict'
       break
     end
     for index, change in ipairs(tx.changes) do

@@ -3,7 +3,8 @@ local number = {}
 do
   local limit = 9007199254740992
 
-  function number.text(n) return string.format('%.0f', n) end
+  -- Exact where the C type long has 64 bits, which `check` makes sure of.
+  function number.text(n) return string.format('%d', n) end
 
   -- The number that a text of digits stands for; nil for anything else.
   function number.parse(text)

@@ -118,7 +118,9 @@ do
       local covered = at <= (context[origin] or 0)
         or (origin == sibling.origin and at <= previous)
         or (extra and at <= (extra[origin] or 0))
-      if not covered then
+      -- The same version again: a merge that an error of the server cut short.
+      local again = at == sibling.at and origin == sibling.origin
+      if not covered and not again then
         siblings[#siblings + 1] = stored
         if arrives and not same(stored, sibling) then conflicts = conflicts + 1 end
       end

@@ -36,11 +36,16 @@ do
     then
       return nil
     end
-    local condition_ok, condition = payload(fields[7])
-    local expires_ok, expires_at = payload(fields[8])
-    if not condition_ok or not expires_ok or (expires_at and not string.find(expires_at, '^%d+$'))
-    then
-      return nil
+    local condition, expires_at = nil, nil
+    if fields[7] ~= nil then
+      local condition_ok, expires_ok
+      condition_ok, condition = payload(fields[7])
+      expires_ok, expires_at = payload(fields[8])
+      if not condition_ok or not expires_ok
+        or (expires_at and not string.find(expires_at, '^%d+$'))
+      then
+        return nil
+      end
     end
     return {
       insert = sign == '+', resource = resource, relation = relation, subject = subject,
@@ -52,11 +57,11 @@ do
   -- The changes of a decoded JSON list, or nil and what is wrong.
   function transaction.changes(list)
     if type(list) ~= 'table' then return nil, 'changes is not a list' end
-    local decoded, seen = {}, {}
+    local decoded, seen = {}, list[2] and {}
     for index, fields in ipairs(list) do
       local one = change(fields)
       if not one then return nil, 'change ' .. index .. ' is malformed' end
-      if list[2] then
+      if seen then
         local name = one.resource .. '#' .. one.field
         if seen[name] then return nil, 'change ' .. index .. ' repeats a tuple' end
         seen[name] = true

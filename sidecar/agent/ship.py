@@ -158,6 +158,11 @@ class Shipping:
                 self._metrics.acknowledged(target.node, changes, duration_us / 1e6)
             case Established():
                 self._set_connected(target, sender)
+                if sender.acknowledged > self._store.vector.get(self._store.origin, 0):
+                    log.error(
+                        "replication target holds writes of this node that are not stored here",
+                        extra={"target": target.node, "up_to": sender.acknowledged},
+                    )
             case _:
                 pass
 

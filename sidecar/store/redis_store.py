@@ -49,6 +49,7 @@ class MergeOutcome(StrEnum):
     GAP = "gap"
     SKEW = "skew"
     LOST = "lost"
+    CONTRADICTION = "contradiction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,6 +445,8 @@ class RedisStore:
             raise lost
         self._advance(int(clock), merged.vector)
         self._metrics.merged(int(transactions), local=int(here), remote=int(there))
+        if merged.outcome is MergeOutcome.CONTRADICTION:
+            raise Refused("bad_batch", merged.detail)
         return merged
 
     # -- reads --------------------------------------------------------------------------------
