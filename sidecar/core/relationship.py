@@ -20,6 +20,8 @@ from sidecar.errors import Refused
 BUCKETS = 4096
 MAX_ID_BYTES = 1024
 MAX_CONDITION_BYTES = 32 * 1024
+MAX_CONDITION_DEPTH = 100
+"""What is stored must be readable: JSON parsers stop somewhere between hundreds and a thousand."""
 
 _TYPE = r"[a-zA-Z][a-zA-Z0-9_/-]{0,253}"
 # Without control characters (C0, DEL, C1), any white space of Unicode, and the separator '#'.
@@ -29,6 +31,7 @@ _NAME = re.compile(_TYPE)
 _RESOURCE = re.compile(f"{_TYPE}:({_ID})")
 _SUBJECT = re.compile(f"{_TYPE}:({_ID})(?:#{_TYPE})?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 _RFC3339 = re.compile(
     r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
@@ -128,18 +131,23 @@ def type_of(resource: str) -> str:
 def canonical_condition(condition: object) -> str:
     """The one text of a JSON value, so that equal conditions are equal texts.
 
-    Raises Refused("invalid_relationship") for what JSON cannot carry, or more than 32 KiB.
+    Raises Refused("invalid_relationship") for what JSON cannot carry, more than 32 KiB, or more
+    than 100 levels.
     """
+    if _is_deeper_than(MAX_CONDITION_DEPTH, condition):
+        raise Refused(
+            "invalid_relationship",
+            f"the condition is more than {MAX_CONDITION_DEPTH} levels deep",
+        )
     try:
         text = json.dumps(
             condition, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         )
         size = len(text.encode())
-    except (ValueError, TypeError, RecursionError, UnicodeEncodeError):
+    except (ValueError, TypeError):
         raise Refused(
             "invalid_relationship",
-            "the condition is not plain JSON (no NaN, no Infinity, no lone surrogates, "
-            "not nested hundreds of levels deep)",
+            "the condition is not plain JSON (no NaN, no Infinity, no lone surrogates)",
         ) from None
     if size > MAX_CONDITION_BYTES:
         raise Refused(
@@ -159,9 +167,12 @@ def parse_expires_at(text: str) -> int:
         raise wrong
     try:
         moment = datetime.fromisoformat(text.upper())
-        microseconds = (moment - _EPOCH) // timedelta(microseconds=1)
-    except (ValueError, OverflowError):
+    except ValueError:
         raise wrong from None
+    if moment > _LAST_MOMENT:
+        # Where it was written the year was still 9999; in UTC it could not be shown again.
+        raise Refused("invalid_relationship", f"expires_at {_shown(text)} is after 9999 in UTC")
+    microseconds = (moment - _EPOCH) // timedelta(microseconds=1)
     if microseconds <= 0:
         raise Refused("invalid_relationship", f"expires_at {_shown(text)} is before 1970")
     return microseconds
@@ -198,6 +209,20 @@ def to_json(relationship: Relationship) -> dict[str, object]:
     if relationship.expires_at is not None:
         shown["expires_at"] = format_expires_at(relationship.expires_at)
     return shown
+
+
+def _is_deeper_than(levels: int, condition: object) -> bool:
+    inside = [condition]
+    for _ in range(levels + 1):
+        containers = [one for one in inside if isinstance(one, dict | list | tuple)]
+        if not containers:
+            return False
+        inside = [
+            inner
+            for one in containers
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return True
 
 
 def _check_id(text: str, identifier: str) -> None:

@@ -14,7 +14,7 @@ from sidecar.errors import Refused
 
 MAX_TOKEN_BYTES = 6 * 1024
 _FORMAT = "1"
-_TEXT = re.compile(r"[a-z0-9-]{1,32}\|\d{1,16}(\|[a-z0-9-]{1,32}\.[a-z0-9]{1,32}:\d{1,16})*")
+_TEXT = re.compile(r"[a-z0-9-]{1,32}\|[0-9]{1,16}(\|[a-z0-9-]{1,32}\.[a-z0-9]{1,32}:[0-9]{1,16})*")
 
 
 @dataclass(frozen=True, slots=True)

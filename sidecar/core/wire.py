@@ -125,7 +125,7 @@ def encode_frame(head: Mapping[str, object], transactions: Sequence[bytes] = ())
 
 def decode_frame(message: str | bytes) -> tuple[dict[str, object], bytes]:
     """Head and the lines of transactions, not taken apart. Raises Refused("bad_frame")."""
-    frame = _decompress(message) if isinstance(message, bytes) else message.encode()
+    frame = _decompress(message) if isinstance(message, bytes) else _encoded(message)
     line, _, transactions = frame.partition(b"\n")
     try:
         head = json.loads(line)
@@ -142,9 +142,28 @@ def _decompress(message: bytes) -> bytes:
         frame = inflater.decompress(message, MAX_FRAME_BYTES)
     except zlib.error:
         raise Refused("bad_frame", "a binary frame is compressed with zlib") from None
-    if not inflater.eof:
+    if inflater.unconsumed_tail:
         raise Refused("bad_frame", f"a frame has at most {MAX_FRAME_BYTES} bytes")
+    if not inflater.eof or inflater.unused_data:
+        raise Refused("bad_frame", "a binary frame is one whole stream of zlib")
+    # The store takes transactions as they are, and whoever reads them later expects text.
+    if not frame.isascii():
+        _check_utf8(frame)
     return frame
+
+
+def _check_utf8(frame: bytes) -> None:
+    try:
+        frame.decode()
+    except UnicodeDecodeError:
+        raise Refused("bad_frame", "a frame is UTF-8") from None
+
+
+def _encoded(message: str) -> bytes:
+    try:
+        return message.encode()
+    except UnicodeEncodeError:
+        raise Refused("bad_frame", "a frame is UTF-8") from None
 
 
 def _timestamp(text: object) -> int:
