@@ -48,14 +48,15 @@ class ScriptError(Exception):
 def pool_of(url: str, timeout_s: float, connections: int = 64) -> ConnectionPool:
     """Connections for a `redis://`, `rediss://` or `unix://` URL that repeat nothing.
 
-    At the limit a caller waits for a connection to become free.
+    At the limit a caller waits for a connection to become free. redis-py's own time limits are off:
+    they rest on `asyncio.wait_for`, which before Python 3.12 can lose a cancellation.
     """
     return BlockingConnectionPool.from_url(
         url,
         max_connections=connections,
         timeout=timeout_s,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
+        socket_timeout=None,
+        socket_connect_timeout=None,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
         decode_responses=False,
@@ -88,26 +89,38 @@ class Link:
         """
         async with self._turn:
             try:
-                if not self.is_connected:
-                    await self._connection.connect()
-            except (RedisError, OSError, TimeoutError) as error:
-                await self.close()
-                raise _unavailable(error) from error
-            try:
-                await self._connection.send_command(*command, check_health=False)
-                return await self._connection.read_response(timeout=None)
+                await self._connect()
+                async with asyncio.timeout(self._timeout_s):
+                    await self._connection.send_command(*command, check_health=False)
+                    return await self._connection.read_response()
             except (ResponseError, BusyLoadingError) as error:
                 # An answer: the connection is as good as before.
                 raise _translate(error) from error
             except (RedisError, OSError, TimeoutError) as error:
                 await self.close()
                 raise Unavailable(
-                    "outcome_unknown", f"no answer from Redis, nobody knows the outcome: {error}"
+                    "outcome_unknown",
+                    f"no answer from Redis, nobody knows the outcome: {self._spelled(error)}",
                 ) from error
             except asyncio.CancelledError:
-                # The reply would be taken for the answer to the next command.
+                # The reply, also one to the greeting, would be taken for that to the next command.
                 await self.close()
                 raise
+
+    async def _connect(self) -> None:
+        if self.is_connected:
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._connection.connect()
+        except (RedisError, OSError, TimeoutError) as error:
+            await self.close()
+            raise Unavailable(
+                "store_unavailable", f"Redis does not answer: {self._spelled(error)}"
+            ) from error
+
+    def _spelled(self, error: Exception) -> str:
+        return str(error) or f"nothing within {self._timeout_s:.0f} s"
 
     async def run(self, script: Script, key: str, *args: object) -> Any:
         """The reply of a script whose first key is `key`; loads it where the server lost it."""
@@ -136,7 +149,3 @@ def _translate(error: RedisError) -> Exception:
     if code in _SERVER_CANNOT:
         return Unavailable("store_unavailable", _SERVER_CANNOT[code])
     return ScriptError(code, rest) if code.isupper() else ScriptError("ERR", text)
-
-
-def _unavailable(error: Exception) -> Unavailable:
-    return Unavailable("store_unavailable", f"Redis does not answer: {error}")
