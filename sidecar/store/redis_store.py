@@ -146,7 +146,7 @@ class RedisStore:
         self._rules, self._metrics = rules, metrics
         self._now_us, self._random_bits = now_us, random_bits
         self._skew_us = max_clock_skew_ms * 1000
-        self._pool = pool_of(url, timeout_s)
+        self._pool, self._timeout_s = pool_of(url, timeout_s), timeout_s
         self._writer, self._merger, self._tailer, self._control = (
             Link(self._pool, timeout_s) for _ in range(4)
         )
@@ -535,6 +535,8 @@ class RedisStore:
         """The same, waiting up to `wait_ms` for the first; empty when none came."""
         if not self._opened.is_set():
             raise self._closed_because
+        # An answer that is late by design must not look like a server that has fallen silent.
+        wait_ms = min(wait_ms, int(self._timeout_s * 500))
         try:
             reply = await self._tailer.call(
                 *("XREAD", "COUNT", count, "BLOCK", wait_ms),
