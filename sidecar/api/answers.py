@@ -86,6 +86,10 @@ class Answers:
         code, words = _WORDS.get(status, (f"http_{status}", "the request was not accepted"))
         return self.error(status, code, message or words, headers)
 
+    def too_large(self, most_bytes: int) -> web.Response:
+        """The answer to a body above the limit."""
+        return self.http(413, f"the body is larger than {most_bytes} bytes after decompression")
+
     def guarded(self, route: Route) -> Route:
         """The route, with every foreseen failure turned into its answer."""
 
@@ -94,10 +98,13 @@ class Answers:
                 return await route(request)
             except SidecarError as failure:
                 return self.failure(failure)
+            except web.HTTPRequestEntityTooLarge:
+                return self.too_large(request.client_max_size)
             except web.HTTPException as failure:
                 return self.http(failure.status)
             except web.RequestPayloadError as failure:
-                refused = self.error(400, "bad_body", f"the body cannot be read: {failure}")
+                reason = str(failure).strip().rpartition("\n")[2].strip()
+                refused = self.error(400, "bad_body", f"the body cannot be read: {reason}")
                 refused.force_close()
                 return refused
 

@@ -32,6 +32,8 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what no route could: broken HTTP, or a failure nobody foresaw."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # nobody is left to answer to
         if status >= 500:
             log.error("no answer to %s %s", request.method, request.path, exc_info=exc)
         if request.writer.output_size > 0:
@@ -43,6 +45,11 @@ class _Connection(web.RequestHandler):
         answer = self._answers.http(status, detail)
         answer.force_close()
         return answer
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """A body that cannot be read has been refused already: no matter for the log."""
+        if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **kw)
 
 
 class _Server(web.Server):

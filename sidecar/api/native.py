@@ -261,7 +261,8 @@ class Native:
                 "deleted; pass limit (1 to 5000) and repeat until relationships_deleted is 0",
                 413,
             )
-        return list(found.values()), page
+        # A page may be a few longer than asked for.
+        return list(found.values())[:most], page
 
 
 def _by_identity(found: list[Relationship]) -> dict[tuple[str, str, str, str], Relationship]:
@@ -314,7 +315,7 @@ def _expect_route(answers: Answers) -> Any:
         if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
             return answers.http(417)
         if (request.content_length or 0) > bodies.MAX_BODY_BYTES:
-            refused = answers.http(413, BODY_TOO_LARGE)
+            refused = answers.too_large(bodies.MAX_BODY_BYTES)
             refused.force_close()
             return refused
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -322,6 +323,3 @@ def _expect_route(answers: Answers) -> Any:
         return None
 
     return route
-
-
-BODY_TOO_LARGE = f"the body is larger than {bodies.MAX_BODY_BYTES} bytes after decompression"

@@ -29,6 +29,10 @@ FROM_START = "start"
 CHUNK_BYTES = 64 * 1024
 """Events are handed to the connection in pieces of about this size."""
 
+IDLE = b": idle\n\n"
+END_GRACE_S = 1.0
+"""What a reader that lags behind gets, when this node ends, to take what it was sent."""
+
 
 @dataclass(frozen=True, slots=True)
 class WatchLimits:
@@ -74,6 +78,7 @@ class Watch:
         self._limits = limits
         self._watchers = 0
         self._ending = asyncio.Event()
+        self._writing: set[asyncio.Timeout] = set()
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Serve one watcher until it goes, reads too slowly, or this node ends."""
@@ -105,6 +110,9 @@ class Watch:
     async def end(self, app: web.Application) -> None:
         """End all streams, so that they do not hold up the end of this node."""
         self._ending.set()
+        soon = asyncio.get_running_loop().time() + END_GRACE_S
+        for limit in self._writing:
+            limit.reschedule(soon)
 
     async def _begin(self, cursor: str | None) -> Place:
         """Where reading begins. Raises Refused: 400, or 410 when the feed does not have it."""
@@ -149,14 +157,29 @@ class Watch:
         try:
             async with contextlib.aclosing(self._events(wanted, place)) as events:
                 async for piece in events:
-                    async with asyncio.timeout(self._limits.write_s):
+                    async with self._limited():
                         await response.write(piece)
+            async with self._limited():
+                await response.write_eof()
+        except ConnectionError:
+            pass  # the reader has gone
         except TimeoutError:
             # Too slow: what waits in the buffers is dropped with the connection, and the reader
             # resumes behind the last event it took.
             if request.transport is not None:
                 request.transport.abort()
         return response
+
+    @contextlib.asynccontextmanager
+    async def _limited(self) -> AsyncGenerator[None, None]:
+        """The time a reader has for one piece; raises TimeoutError behind it."""
+        limit_s = END_GRACE_S if self._ending.is_set() else self._limits.write_s
+        async with asyncio.timeout(limit_s) as limit:
+            self._writing.add(limit)
+            try:
+                yield
+            finally:
+                self._writing.discard(limit)
 
     async def _events(self, wanted: Wanted, start: Place) -> AsyncGenerator[bytes, None]:
         """Pieces of the stream, for ever; ends with this node, or with an `error` event."""
@@ -182,7 +205,7 @@ class Watch:
                             told, sent_at = place, clock()
                 if clock() >= sent_at + self._limits.idle_s:
                     # What was filtered out moves the cursor too: a resume need not read it again.
-                    yield b": idle\n\n" if told == place else checkpoint(place)
+                    yield IDLE if told == place else checkpoint(place) + IDLE
                     told, sent_at = place, clock()
         except SidecarError as failure:
             detail = compact({"error": failure.code, "message": failure.message})

@@ -1,0 +1,122 @@
+"""A table of bad bodies: what is sent, and how it is refused. One case per line."""
+# ruff: noqa: E501
+
+import json
+
+from tests.api.conftest import tuple_of
+
+GOOD = tuple_of("doc:1 viewer user:alice")
+WRITE, DELETE = "relationships/write", "relationships/delete"
+UPDATE, LIST = "relationships/update", "relationships/list"
+
+
+def one(**fields: object) -> dict[str, object]:
+    return {"relationships": [{**GOOD, **fields}]}
+
+
+def raw_condition(text: str) -> bytes:
+    return f'{{"relationships":[{json.dumps(GOOD)[:-1]},"condition":{text}}}]}}'.encode()
+
+
+BAD_BODIES: list[tuple[str, object, int, str, str]] = [
+    # call, body (bytes: as they are), status, code, part of the message
+    (WRITE, b"", 400, "invalid_json", "not JSON"),
+    (WRITE, b"{", 400, "invalid_json", "line 1"),
+    (WRITE, b"\xff\xfe", 400, "invalid_json", ""),
+    (WRITE, b'{"relationships":[]} x', 400, "invalid_json", "trailing"),
+    (WRITE, b"[" * 100_000, 400, "invalid_json", "recursion"),
+    (WRITE, b'{"a":' * 100_000, 400, "invalid_json", "recursion"),
+    (WRITE, [], 400, "invalid_request", "the body: must be an object"),
+    (WRITE, None, 400, "invalid_request", "the body: must be an object"),
+    (WRITE, {}, 400, "invalid_request", "relationships: is required"),
+    (WRITE, {"relationships": []}, 400, "invalid_request", "relationships: must not be empty"),
+    (WRITE, {"relationships": {}}, 400, "invalid_request", "relationships: must be an array"),
+    (WRITE, {"relationships": [1]}, 400, "invalid_request", "relationships[0]: must be an object"),
+    (WRITE, {"relationships": [GOOD], "x": 1}, 400, "invalid_request", "x: is not a field here"),
+    (WRITE, one(color=1), 400, "invalid_request", "relationships[0].color: is not a field here"),
+    (WRITE, one(resource=7), 400, "invalid_request", "relationships[0].resource: must be a string"),
+    (WRITE, one(resource="doc"), 400, "invalid_relationship", "relationships[0].resource: \"doc\" has no colon"),
+    (WRITE, {"relationships": [GOOD, {**GOOD, "subject": "bob"}]}, 400, "invalid_relationship", "relationships[1].subject"),
+    (WRITE, one(resource=""), 400, "invalid_relationship", "relationships[0].resource"),
+    (WRITE, one(resource="doc:"), 400, "invalid_relationship", "relationships[0].resource"),
+    (WRITE, one(resource=":1"), 400, "invalid_relationship", "relationships[0].resource"),
+    (WRITE, one(resource="doc:" + "x" * 10_000), 400, "invalid_relationship", "relationships[0].resource"),
+    (WRITE, one(resource="doc:" + "ü" * 513), 400, "invalid_relationship", "1026 bytes"),
+    (WRITE, one(resource="d" * 10_000 + ":1"), 400, "invalid_relationship", ""),
+    (WRITE, one(resource="doc:a\x00b"), 400, "invalid_relationship", ""),
+    (WRITE, one(resource="doc:a\nb"), 400, "invalid_relationship", ""),
+    (WRITE, one(resource="doc:a\u2003b"), 400, "invalid_relationship", ""),
+    (WRITE, one(resource="doc:1#x"), 400, "invalid_relationship", ""),
+    (WRITE, one(relation=""), 400, "invalid_relationship", "relationships[0].relation"),
+    (WRITE, one(relation="v" * 10_000), 400, "invalid_relationship", "relationships[0].relation"),
+    (WRITE, one(relation="1st"), 400, "invalid_relationship", "relationships[0].relation"),
+    (WRITE, one(subject="user:a#"), 400, "invalid_relationship", "relationships[0].subject"),
+    (WRITE, one(subject="user:a#b#c"), 400, "invalid_relationship", "relationships[0].subject"),
+    (WRITE, one(condition=None), 400, "invalid_relationship", "relationships[0].condition"),
+    (WRITE, one(condition="x" * 32_767), 400, "invalid_relationship", "32768"),
+    (WRITE, raw_condition("NaN"), 400, "invalid_relationship", "relationships[0].condition"),
+    (WRITE, raw_condition("-Infinity"), 400, "invalid_relationship", "relationships[0].condition"),
+    (WRITE, raw_condition("1e999"), 400, "invalid_relationship", "relationships[0].condition"),
+    (WRITE, raw_condition('"\\ud800"'), 400, "invalid_json", ""),
+    (WRITE, raw_condition('{"\\udc00":1}'), 400, "invalid_json", ""),
+    (WRITE, raw_condition("1" * 5000), 400, "invalid_json", ""),
+    (WRITE, raw_condition("[" * 300 + "]" * 300), 400, "invalid_json", "recursion"),
+    (WRITE, one(expires_at=1), 400, "invalid_request", "relationships[0].expires_at"),
+    (WRITE, one(expires_at=None), 400, "invalid_request", "relationships[0].expires_at"),
+    (WRITE, one(expires_at="soon"), 400, "invalid_relationship", "relationships[0].expires_at"),
+    (WRITE, one(expires_at="2027-01-31T12:00:00"), 400, "invalid_relationship", "zone"),
+    (WRITE, one(expires_at="2027-02-31T12:00:00Z"), 400, "invalid_relationship", ""),
+    (WRITE, {"relationships": [GOOD, {**GOOD, "condition": 1}]}, 400, "duplicate_relationship", "relationships[1] and relationships[0]"),
+    (WRITE, {"relationships": [GOOD] * 5001}, 413, "too_many_relationships", "5000"),
+    (WRITE, {"relationships": [GOOD], "expected_revision": 5}, 400, "invalid_request", "expected_revision"),
+    (WRITE, {"relationships": [GOOD], "expected_revision": "-5"}, 400, "invalid_request", "digits"),
+    (WRITE, {"relationships": [GOOD], "expected_revision": "9" * 17}, 400, "invalid_request", "digits"),
+    (WRITE, {"relationships": [GOOD], "expected_revision": "٣"}, 400, "invalid_request", "digits"),
+    (DELETE, {}, 400, "invalid_request", "either relationships or filter"),
+    (DELETE, {"relationships": [GOOD], "filter": {"relation": "viewer"}}, 400, "invalid_request", "either"),
+    (DELETE, {"relationships": []}, 400, "invalid_request", "must not be empty"),
+    (DELETE, {"relationships": [GOOD], "limit": 1}, 400, "invalid_request", "limit"),
+    (DELETE, {"relationships": [GOOD] * 5001}, 413, "too_many_relationships", ""),
+    (DELETE, {"filter": {}}, 400, "invalid_request", "at least one of"),
+    (DELETE, {"filter": {"colour": "x"}}, 400, "invalid_request", "filter.colour: is not a field here; the fields are resource"),
+    (DELETE, {"filter": {"resource": "doc"}}, 400, "invalid_relationship", "filter.resource"),
+    (DELETE, {"filter": {"resource": None}}, 400, "invalid_request", "filter.resource"),
+    (DELETE, {"filter": {"relation": "viewer"}, "limit": 0}, 400, "invalid_request", "limit"),
+    (DELETE, {"filter": {"relation": "viewer"}, "limit": 5001}, 400, "invalid_request", "limit"),
+    (DELETE, {"filter": {"relation": "viewer"}, "limit": True}, 400, "invalid_request", "limit"),
+    (DELETE, {"filter": {"relation": "viewer"}, "limit": "1"}, 400, "invalid_request", "limit"),
+    (UPDATE, {"updates": []}, 400, "invalid_request", "must not be empty"),
+    (UPDATE, {"updates": [{"operation": "upsert", "relationship": GOOD}]}, 400, "invalid_request", "updates[0].operation: must be 'insert' or 'delete'"),
+    (UPDATE, {"updates": [{"relationship": GOOD}]}, 400, "invalid_request", "updates[0].operation: is required"),
+    (UPDATE, {"updates": [{"operation": "insert", "relationship": {**GOOD, "resource": "doc"}}]}, 400, "invalid_relationship", "updates[0].relationship.resource"),
+    (UPDATE, {"updates": [{"operation": "insert", "relationship": {**GOOD, "zone": 1}}]}, 400, "invalid_request", "updates[0].relationship.zone: is not a field here; the fields are resource, relation"),
+    (UPDATE, {"updates": [{"operation": "insert", "relationship": GOOD}, {"operation": "delete", "relationship": GOOD}]}, 400, "duplicate_relationship", "updates[1] and updates[0]"),
+    (UPDATE, {"updates": [{"operation": "insert", "relationship": GOOD}] * 5001}, 413, "too_many_relationships", ""),
+    (LIST, {"limit": 0}, 400, "invalid_request", "limit"),
+    (LIST, {"limit": 5001}, 400, "invalid_request", "limit"),
+    (LIST, {"limit": 1.5}, 400, "invalid_request", "limit"),
+    (LIST, {"limit": 10**30}, 400, "invalid_request", "limit"),
+    (LIST, {"resource_type": "doc:1"}, 400, "invalid_relationship", "resource_type"),
+    (LIST, {"resource": "doc:1", "resource_type": "folder"}, 400, "invalid_request", "nothing can match"),
+    (LIST, {"cursor": ""}, 400, "invalid_cursor", ""),
+    (LIST, {"cursor": "zzz"}, 400, "invalid_cursor", ""),
+    (LIST, {"cursor": "ü"}, 400, "invalid_cursor", ""),
+    (LIST, {"cursor": "bA" * 5000}, 400, "invalid_cursor", ""),
+    (LIST, {"cursor": 5}, 400, "invalid_request", "cursor"),
+    ("evaluation", {}, 400, "invalid_request", "subject: is required"),
+    ("evaluation", {"subject": {"type": "user"}, "action": {"name": "viewer"}, "resource": {"type": "doc", "id": "1"}}, 400, "invalid_request", "subject.id: is required"),
+    ("evaluation", {"subject": {"type": "user", "id": 1}, "action": {"name": "viewer"}, "resource": {"type": "doc", "id": "1"}}, 400, "invalid_request", "subject.id: must be a string"),
+    ("evaluation", {"subject": {"type": "user", "id": "a"}, "action": "viewer", "resource": {"type": "doc", "id": "1"}}, 400, "invalid_request", "action: must be an object"),
+    ("evaluation", {"subject": {"type": "user", "id": "a#b"}, "action": {"name": "viewer"}, "resource": {"type": "doc", "id": "1"}}, 400, "invalid_relationship", "subject.id"),
+    ("evaluation", {"subject": {"type": "u:", "id": "a"}, "action": {"name": "viewer"}, "resource": {"type": "doc", "id": "1"}}, 400, "invalid_relationship", "subject.type"),
+    ("evaluation", {"subject": {"type": "group", "id": "a", "properties": {"relation": 5}}, "action": {"name": "viewer"}, "resource": {"type": "doc", "id": "1"}}, 400, "invalid_request", "subject.properties.relation"),
+    ("evaluation", {"subject": {"type": "user", "id": "a"}, "action": {"name": "can view"}, "resource": {"type": "doc", "id": "1"}}, 400, "invalid_relationship", "action.name"),
+    ("evaluation", {"subject": {"type": "user", "id": "a"}, "action": {"name": "viewer"}, "resource": {"type": "doc", "id": "1"}, "contxt": {}}, 400, "invalid_request", "contxt"),
+    ("watch", {"resource_types": []}, 400, "invalid_request", "resource_types: must not be empty"),
+    ("watch", {"resource_types": ["doc:1"]}, 400, "invalid_relationship", "resource_types[0]"),
+    ("watch", {"relations": ["1"]}, 400, "invalid_relationship", "relations[0]"),
+    ("watch", {"operations": ["upsert"]}, 400, "invalid_request", "operations[0]"),
+    ("watch", {"relations": ["a"] * 101}, 400, "invalid_request", "relations"),
+    ("watch", {"cursor": "nonsense"}, 400, "invalid_cursor", ""),
+    ("watch", {"cursor": 7}, 400, "invalid_request", "cursor"),
+]  # fmt: skip
