@@ -23,7 +23,7 @@ from bench.profile import Profiled, profiles
 from bench.profile import show as show_profile
 from sidecar.errors import Unavailable
 
-WIDTH = 110
+WIDTH = 120
 EXIT_MISSED = 1
 EXIT_FAILED = 2
 EXIT_INTERRUPTED = 130
@@ -57,7 +57,7 @@ def main() -> int:
     sizes = QUICK if args.quick else FULL
     chosen = args.only or names
     if args.profile:
-        chosen, sizes = [args.profile], replace(sizes, runs=1, measured_s=4 * sizes.measured_s)
+        chosen, sizes = [args.profile], replace(sizes, runs=1, measured_s=5 * sizes.measured_s)
     if args.runs:
         sizes = replace(sizes, runs=args.runs)
     # What the store of a backlog says about itself is of no interest here.

@@ -79,7 +79,7 @@ async def write(args: argparse.Namespace) -> dict[str, float]:
         done += args.group
     seconds = time.perf_counter() - began
     await bare.close()
-    return {"answers": done - before, "seconds": seconds}
+    return {"rate": (done - before) / seconds}
 
 
 async def merge(args: argparse.Namespace) -> dict[str, float]:
@@ -104,7 +104,7 @@ async def merge(args: argparse.Namespace) -> dict[str, float]:
             raise RuntimeError(reply)
     seconds = time.perf_counter() - began
     await bare.close()
-    return {"answers": len(texts), "seconds": seconds}
+    return {"rate": len(texts) / seconds}
 
 
 def main() -> int:

@@ -3,7 +3,8 @@
 Each connection has one request under way. Both the product and the floor are driven by it. It does
 as little as it can, because it runs on the machine that it measures: a raw protocol under uvloop
 that looks for the end of each answer.
-Prints JSON: {"answers", "seconds"} of the measured time.
+Several addresses take turns, so that what slows the machine down meets all of them. Prints JSON:
+{"rates": answers per second of each}.
 """
 
 import argparse
@@ -86,10 +87,19 @@ class Connection(asyncio.Protocol):
             self._transport.write(request)
 
 
-async def post(
+async def rates(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Each address in turn."""
+    bodies = list(write_bodies(args.series, args.bodies, args.per_request))
+    found = [
+        await rate(url, bodies, args.connections, args.warm_up, args.measured) for url in args.urls
+    ]
+    return {"rates": found}
+
+
+async def rate(
     url: str, bodies: list[bytes], connections: int, warm_up_s: float, measured_s: float
-) -> dict[str, float]:
-    """Keep so many connections busy; count the answers after the warm-up."""
+) -> float:
+    """Keep so many connections busy; answers per second after the warm-up."""
     load = Load(cycle(_requests(url, bodies)))
     async with _connected(url, load, connections):
         await asyncio.wait({load.ended}, timeout=warm_up_s)
@@ -100,7 +110,7 @@ async def post(
         load.ended.result()
     if not answers:
         raise RuntimeError(f"{url} answers nothing")
-    return {"answers": answers, "seconds": seconds}
+    return answers / seconds
 
 
 async def post_all(url: str, bodies: list[bytes], connections: int) -> None:
@@ -138,17 +148,14 @@ def _requests(url: str, bodies: list[bytes]) -> list[bytes]:
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("url")
+    options.add_argument("urls", nargs="+", metavar="url")
     options.add_argument("--series", required=True, help="names of the tuples that are written")
     options.add_argument("--connections", type=int, required=True)
     options.add_argument("--per-request", type=int, required=True, help="relationships")
     options.add_argument("--bodies", type=int, required=True, help="different ones; then again")
     options.add_argument("--warm-up", type=float, required=True, help="seconds")
     options.add_argument("--measured", type=float, required=True, help="seconds")
-    args = options.parse_args()
-    bodies = list(write_bodies(args.series, args.bodies, args.per_request))
-    load = post(args.url, bodies, args.connections, args.warm_up, args.measured)
-    print(json.dumps(uvloop.run(load)))
+    print(json.dumps(uvloop.run(rates(options.parse_args()))))
     return 0
 
 

@@ -1,8 +1,8 @@
 """Single writes over 64 connections: one relationship in each request, with 0, 1 and 2 targets.
 
 The floor is a bare aiohttp handler, driven by the same load generator with the same bodies. With
-targets, all nodes and their stores share this machine, so those figures are reported only. Between
-runs the targets catch up.
+targets, all nodes and their stores share this machine, so those figures are reported only. Before
+the next run the targets catch up.
 """
 
 import contextlib
@@ -20,9 +20,7 @@ _WORDS = ("no target", "one target", "two targets")
 
 
 async def measure(plan: Plan) -> list[Figure]:
-    """One figure for each number of targets, all beside the same floor."""
-    floors: list[float] = []
-    rates: list[list[float]] = [[] for _ in _NAMES]
+    """One figure for each number of targets."""
     async with contextlib.AsyncExitStack() as stack:
         port = free_port()
         floor = [sys.executable, "-m", "bench.floor_http", str(port)]
@@ -33,10 +31,12 @@ async def measure(plan: Plan) -> list[Figure]:
             await stack.enter_async_context(running(product, range(targets + 1), plan.launch))
             await until_drained(product)
             products.append(product)
+        pairs: list[list[tuple[float, float]]] = [[] for _ in products]
         for run in range(plan.sizes.runs):
-            floors.append(await _rate(plan, f"http://127.0.0.1:{port}{WRITE_PATH}", run))
-            for product, found in zip(products, rates, strict=True):
-                found.append(await _rate(plan, product.write_url(), run))
+            for product, found in zip(products, pairs, strict=True):
+                found.append(
+                    await _turns(plan, f"http://127.0.0.1:{port}{WRITE_PATH}", product, run)
+                )
                 await until_drained(product)
             plan.say(f"single writes, run {run + 1} of {plan.sizes.runs}")
     return [
@@ -44,21 +44,22 @@ async def measure(plan: Plan) -> list[Figure]:
             name,
             f"single writes, {words}",
             "writes/s",
-            floors,
-            found,
+            floors=[floor for floor, _ in found],
+            values=[value for _, value in found],
             bar=BAR if name == "single" else None,
         )
-        for name, words, found in zip(_NAMES, _WORDS, rates, strict=True)
+        for name, words, found in zip(_NAMES, _WORDS, pairs, strict=True)
     ]
 
 
-async def _rate(plan: Plan, url: str, run: int) -> float:
-    found = await answer_of(
+async def _turns(plan: Plan, floor: str, product: Cluster, run: int) -> tuple[float, float]:
+    sizes = plan.sizes
+    answer = await answer_of(
         "bench.load",
-        url,
-        *("--series", f"s{run}", "--connections", CONNECTIONS, "--per-request", 1),
-        *("--bodies", plan.sizes.single_bodies),
-        *("--warm-up", plan.sizes.warm_up_s, "--measured", plan.sizes.measured_s),
+        *(floor, product.write_url(), "--connections", CONNECTIONS),
+        *("--series", f"s{run}", "--per-request", 1, "--bodies", sizes.single_bodies),
+        *("--warm-up", sizes.warm_up_s, "--measured", sizes.measured_s),
         log=plan.log,
     )
-    return float(found["answers"] / found["seconds"])
+    floor_rate, rate = answer["rates"]
+    return floor_rate, rate
