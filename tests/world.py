@@ -192,6 +192,8 @@ class Link:
             while chunk := source.recv(65_536):
                 self._flows.wait()
                 sink.sendall(chunk)
+        # A frozen link does not even tell that the other end has gone.
+        self._flows.wait()
         _shut(source)
         _shut(sink)
 
