@@ -5,6 +5,7 @@ missing; the receiver merges and acknowledges. Neither knows sockets, tasks or R
 deterministic, so that a simulator can drive them.
 """
 
+import reprlib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ PROTOCOLS = (1, 1)
 
 MAX_BATCH_BYTES = 1024 * 1024
 HEARTBEAT_US = 1_000_000
+
+# What the other end said is quoted as far as a person reads it, however long or deep it is.
+_quoting = reprlib.Repr()
+_quoting.maxstring = _quoting.maxother = 80
+_quoted = _quoting.repr
 
 
 class Entry(Protocol):
@@ -174,7 +180,7 @@ class Sender:
         """A frame of the target has come."""
         self._heard_us = now_us
         match head["type"]:
-            case "welcome":
+            case "welcome" if not self._is_established:
                 return self._on_welcome(head)
             case "refuse":
                 return [Close(str(head.get("code")), str(head.get("message")))]
@@ -184,7 +190,7 @@ class Sender:
                 self._learn(decode_vector(head.get("vector")))
                 return []
             case other:
-                return [Close("bad_frame", f"{self._target} sent an unexpected {other!r}")]
+                return [Close("bad_frame", f"{self._target} sent an unexpected {_quoted(other)}")]
 
     def on_entries(self, after: int, entries: Sequence[Entry], now_us: int) -> list[Action]:
         """Entries that follow revision `after` in the feed: send what the window has room for.
@@ -239,7 +245,8 @@ class Sender:
             return [
                 Close(
                     "wrong_node",
-                    f"expected {self._target}, {head.get('node')} answers; check its endpoint",
+                    f"expected {self._target}, {_quoted(head.get('node'))} answers; check its "
+                    "endpoint",
                 )
             ]
         self._is_established = True
@@ -249,7 +256,7 @@ class Sender:
         return [Established()]
 
     def _on_ack(self, head: Mapping[str, object], now_us: int) -> list[Action]:
-        number, outcome = head.get("batch"), AckOutcome(str(head.get("outcome")))
+        number, outcome = head.get("batch"), _outcome(head.get("outcome"))
         if not any(batch.number == number for batch in self._in_flight):
             return []  # sent before the session went back
         self._learn(decode_vector(head.get("vector")))
@@ -292,20 +299,22 @@ def greet(hello: Mapping[str, object], me: Party, regions: Mapping[str, str]) ->
 
     Raises Refused when the two must not replicate: the message names both values.
     """
-    if hello.get("type") != "hello":
-        raise Refused("bad_frame", f"a session begins with hello, not {hello.get('type')!r}")
+    if (kind := hello.get("type")) != "hello":
+        raise Refused("bad_frame", f"a session begins with hello, not {_quoted(kind)}")
     protocol = _common_protocol(hello.get("protocols"))
     node = hello.get("node")
     if hello.get("to") != me.node:
-        raise Refused("wrong_node", f"expected {hello.get('to')}, this is {me.node}")
+        raise Refused("wrong_node", f"expected {_quoted(hello.get('to'))}, this is {me.node}")
     if not isinstance(node, str) or node not in regions or node == me.node:
-        raise Refused("unknown_node", f"{node!r} is not another node of the topology of {me.node}")
+        raise Refused(
+            "unknown_node", f"{_quoted(node)} is not another node of the topology of {me.node}"
+        )
     theirs = {**me.to_json(), "node": node, "region": regions[node]}
     for name, mine in theirs.items():
         if hello.get(name) != mine:
             raise Refused(
                 f"{name}_mismatch",
-                f"{node} says {name} {hello.get(name)!r}, {me.node} says {mine!r}; "
+                f"{node} says {name} {_quoted(hello.get(name))}, {me.node} says {mine!r}; "
                 "nothing is lost, the session resumes when they agree",
             )
     return node, protocol
@@ -331,7 +340,9 @@ def refuse(code: str, message: str) -> str | bytes:
 
 
 def acknowledge(number: object, outcome: AckOutcome, detail: str, vector: Vector) -> str | bytes:
-    """The answer to a batch, once its merge is in Redis."""
+    """The answer to a batch, once its merge is in Redis. Refuses a batch without a number."""
+    if not isinstance(number, int):
+        raise Refused("bad_frame", f"a batch has a whole number, not {_quoted(number)}")
     return encode_frame(
         {
             "type": "ack",
@@ -343,6 +354,13 @@ def acknowledge(number: object, outcome: AckOutcome, detail: str, vector: Vector
     )
 
 
+def _outcome(word: object) -> AckOutcome:
+    try:
+        return AckOutcome(str(word))
+    except ValueError:
+        raise Refused("bad_frame", f"{_quoted(word)} is no outcome of a batch") from None
+
+
 def _common_protocol(theirs: object) -> int:
     oldest, newest = PROTOCOLS
     is_pair = isinstance(theirs, list) and [type(v) for v in theirs] == [int, int]
@@ -352,6 +370,7 @@ def _common_protocol(theirs: object) -> int:
     if common < max(oldest, their_oldest):
         raise Refused(
             "protocol_mismatch",
-            f"the other end speaks session protocols {theirs}, this node {list(PROTOCOLS)}",
+            f"the other end speaks session protocols {_quoted(theirs)}, this node "
+            f"{list(PROTOCOLS)}",
         )
     return common

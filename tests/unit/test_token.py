@@ -22,9 +22,7 @@ def is_refused(text: str) -> bool:
     try:
         Token.decode(text)
     except Refused as refused:
-        assert refused.code == "invalid_token"
-        assert refused.status == 400
-        return True
+        return (refused.code, refused.status) == ("invalid_token", 400)
     return False
 
 
@@ -47,23 +45,23 @@ def test_the_format_is_the_one_that_clients_hold() -> None:
 
 @given(st.text(st.characters(codec=None)))
 def test_any_text_is_a_token_or_refused(text: str) -> None:
-    is_refused(text)
-    is_refused("1" + text)
+    for spelling in (text, "1" + text):
+        assert is_refused(spelling) or Token.decode(spelling)
 
 
 @given(st.binary())
 def test_any_bytes_inside_are_a_token_or_refused(raw: bytes) -> None:
-    is_refused("1" + base64.urlsafe_b64encode(raw).decode().rstrip("="))
+    text = "1" + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+    assert is_refused(text) or Token.decode(text)
 
 
 @given(TOKENS, st.data())
-def test_a_token_with_a_fault_is_another_token_or_refused(
-    token: Token, data: st.DataObject
-) -> None:
+def test_a_token_with_a_fault_is_another_or_refused(token: Token, data: st.DataObject) -> None:
     text = token.encode()
     place = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(place, len(text)))
-    is_refused(text[:place] + data.draw(st.text(max_size=5)) + text[end:])
+    faulty = text[:place] + data.draw(st.text(max_size=5)) + text[end:]
+    assert is_refused(faulty) or Token.decode(faulty)
 
 
 @pytest.mark.parametrize(

@@ -176,21 +176,21 @@ def test_garbage_is_a_bad_frame(message: str | bytes) -> None:
     assert refused.value.code == "bad_frame"
 
 
-@given(TEXT | st.binary() | st.binary().map(zlib.compress))
-def test_whatever_comes_is_a_frame_or_a_bad_frame(message: str | bytes) -> None:
+def what_it_is(message: str | bytes) -> str:
     try:
         head, _ = decode_frame(message)
     except Refused as refused:
-        assert refused.code == "bad_frame"
-    else:
-        assert isinstance(head["type"], str)
+        return refused.code
+    return "frame" if isinstance(head["type"], str) else "no frame"
+
+
+@given(TEXT | st.binary() | st.binary().map(zlib.compress))
+def test_whatever_comes_is_a_frame_or_a_bad_frame(message: str | bytes) -> None:
+    assert what_it_is(message) in {"frame", "bad_frame"}
 
 
 @given(st.binary(max_size=200), st.integers(0, 200), st.integers(0, 255))
 def test_a_frame_with_a_fault_is_a_frame_or_a_bad_frame(body: bytes, at: int, byte: int) -> None:
     frame = bytearray(zlib.compress(b'{"type":"batch","batch":1}\n' + body))
     frame[at % len(frame)] ^= byte
-    try:
-        decode_frame(bytes(frame))
-    except Refused as refused:
-        assert refused.code == "bad_frame"
+    assert what_it_is(bytes(frame)) in {"frame", "bad_frame"}
