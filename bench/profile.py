@@ -1,9 +1,9 @@
-"""Where the time of a node goes: its process under cProfile, counted in processor time.
+"""Where the time of a node goes: its process under cProfile.
 
 `python -m bench --profile NAME` measures a figure once with every node run through this module, and
-shows the functions of each. Waiting does not count; what uvloop does in C, sockets included, stands
-under its own name. cProfile makes small functions look dearer than they are: believe the order, and
-try a change with the benchmark itself. For a sampled picture of a node without that, use
+shows the functions of each. The event loop itself is left out, because cProfile cannot tell its
+work from its waiting. Small functions look dearer than they are: believe the order, and try a
+change with the benchmark itself. For a sampled picture of a node without that, use
 `py-spy record -p PID` or `pyinstrument`, which are not dependencies.
 
 As a program: `python -m bench.profile FILE COMMAND...` is `sidecar COMMAND...`, and leaves its
@@ -11,12 +11,13 @@ statistics in FILE when it ends.
 """
 
 import cProfile
-import pstats
+import marshal
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sidecar.demo import DemoNode
@@ -43,27 +44,46 @@ def profiles(folder: Path) -> list[Path]:
 
 def show(file: Path, console: Console) -> None:
     """The functions of one node that took most themselves."""
-    stats = pstats.Stats(str(file)).get_stats_profile()
-    total = sum(each.tottime for each in stats.func_profiles.values())
+    functions = _functions(file)
+    total = sum(each.own_s for each in functions)
     table = Table(
         "function",
         "where",
-        title=f"{file.parent.name}/{file.stem}: {total:.2f} s of processor time",
+        title=f"{file.parent.name}/{file.stem}: {total:.2f} s in functions",
         title_justify="left",
     )
     for name in ("calls", "own %", "with callees %"):
         table.add_column(name, justify="right")
-    rows = sorted(stats.func_profiles.items(), key=lambda row: row[1].tottime, reverse=True)
-    for name, each in rows[:ROWS]:
-        where = "/".join(Path(each.file_name).parts[-3:])
+    for each in sorted(functions, key=lambda one: one.own_s, reverse=True)[:ROWS]:
         table.add_row(
-            name,
-            f"{where}:{each.line_number}" if each.line_number else "",
-            str(each.ncalls),
-            f"{100 * each.tottime / total:.1f}",
-            f"{100 * each.cumtime / total:.1f}",
+            escape(each.name),
+            escape(each.where),
+            f"{each.calls:,}",
+            f"{100 * each.own_s / total:.1f}",
+            f"{100 * each.with_callees_s / total:.1f}",
         )
     console.print(table)
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    name: str
+    where: str
+    calls: int
+    own_s: float
+    with_callees_s: float
+
+
+def _functions(file: Path) -> list[_Function]:
+    """All but the event loop itself: its time is mostly waiting."""
+    rows = marshal.loads(file.read_bytes())
+    return [
+        _Function(
+            name, f"{'/'.join(Path(path).parts[-2:])}:{line}" if line else "", calls, own, all_
+        )
+        for (path, line, name), (_, calls, own, all_, _) in rows.items()
+        if (Path(path).name, name) != ("runners.py", "run")
+    ]
 
 
 def main() -> None:
@@ -73,7 +93,7 @@ def main() -> None:
 
     del app, config
     sys.argv = ["sidecar", *arguments]
-    profile = cProfile.Profile(time.process_time)
+    profile = cProfile.Profile()
     try:
         profile.runcall(cli.main)
     finally:

@@ -1,0 +1,63 @@
+"""The benchmark: its arithmetic, and that it runs and prints every figure."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.figure import against_floor, at_most
+from bench.texts import PER_RESOURCE, triples
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["drain", "bulk", "single", "single_one_target", "single_two_targets", "memory"]
+
+
+def test_the_ratio_is_the_median_of_neighbouring_runs() -> None:
+    """A machine that is half as fast in one turn changes nothing."""
+    figure = against_floor("n", "what", "1/s", [100, 50, 100], [80, 40, 90], bar=0.8)
+    assert figure.ratio == pytest.approx(0.8)
+    assert (figure.least, figure.most) == pytest.approx((0.8, 0.9))
+    assert figure.ok is True
+
+
+def test_a_ratio_below_its_bar_is_missed_and_without_a_bar_only_reported() -> None:
+    assert against_floor("n", "what", "1/s", [100], [79], bar=0.8).ok is False
+    assert against_floor("n", "what", "1/s", [100], [79]).ok is None
+
+
+def test_what_has_no_floor_must_stay_below_its_bar() -> None:
+    assert at_most("n", "what", "bytes", [299], bar=300).ok is True
+    assert at_most("n", "what", "bytes", [301], bar=300).ok is False
+
+
+def test_tuples_differ_and_come_ten_to_a_resource() -> None:
+    found = list(triples("a", 5_000))
+    assert len(set(found)) == 5_000
+    assert len({resource for resource, _, _ in found}) == 5_000 // PER_RESOURCE
+    assert not {subject for *_, subject in found} & {subject for *_, subject in triples("b", 5_000)}
+
+
+def test_a_quick_run_prints_every_figure_as_json() -> None:
+    """Its ratios mean nothing; that they are there does. Nothing is left running."""
+    found = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--json"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    figures = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [figure["name"] for figure in figures] == NAMES
+    for figure in figures:
+        assert figure["value"] > 0
+        assert figure["runs"] == 1
+        assert figure["unit"]
+        assert figure["machine"]["cores"] >= 1
+        assert (figure["ok"] is None) == (figure["bar"] is None)
+        assert (figure["ratio"] is None) == (figure["floor"] is None)
