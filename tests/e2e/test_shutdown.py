@@ -6,6 +6,7 @@ import threading
 import time
 
 from tests.e2e.conftest import MakeWorld
+from tests.servers import free_ports
 from tests.world import WRITE, Answer, Node, Triple, documents, wait_until
 
 DRAIN_LIMIT_S = 20.0
@@ -90,6 +91,26 @@ def test_sigterm_while_the_other_region_is_away_does_not_wait_for_it(
     world.heal()
     world.settle()
     assert eu.triples() == set(documents(range(50)))
+
+
+def test_sigterm_ends_a_node_whatever_it_waits_for(make_world: MakeWorld) -> None:
+    """A watcher, a silent peer, a Redis that is not there: none of them holds up the end."""
+    world = make_world().start()
+    us, eu = world.nodes
+    world.watch(us)
+    for link in world.links:
+        link.freeze()
+    us.insert(*documents(range(50)))
+    (nowhere,) = free_ports(1)
+    (lonely,) = make_world(1).nodes
+    lonely.environ["INFERADB__REDIS__URL"] = f"redis://127.0.0.1:{nowhere}"
+    lonely.begin()
+    wait_until(lambda: lonely.status == 503, "it waits for its Redis")
+    for node in (us, eu, lonely):
+        node.terminate()
+        assert node.process is not None
+        assert node.process.wait(8) == 0, node.log
+        assert "Traceback" not in node.log
 
 
 def test_a_second_sidecar_on_the_same_folder_is_refused(make_world: MakeWorld) -> None:
