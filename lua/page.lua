@@ -98,11 +98,17 @@ local function walk(source, from)
   if kind == '@' or (kind == '' and room() >= step and source.size() > large) then
     local at = kind == '@' and string.sub(from, 2) or '0'
     repeat
-      if #rows > 0 and room() < step then return '@' .. at end
-      local names
-      at, names = source.scan(at)
+      local held = #rows
+      if held > 0 and room() < step then return '@' .. at end
+      local behind, names = source.scan(at)
       work = work + #names + 1
       for _, name in ipairs(names) do source.visit(name) end
+      if #rows > 3 * limit and held > 0 then
+        -- A step finds more while Redis rebuilds its table: leave it to the next page.
+        for i = #rows, held + 1, -1 do rows[i] = nil end
+        return '@' .. at
+      end
+      at = behind
     until at == '0' or work > work_limit
     return at ~= '0' and '@' .. at or nil
   end
@@ -152,7 +158,8 @@ if ARGV[7] ~= '' then
     if type(decoded[i]) ~= 'string' then return redis.error_reply('BADCURSOR not three texts') end
     cursor[i] = decoded[i]
   end
-  if string.find(cursor[3], '^@') and not string.find(cursor[3], '^@%d+$') then
+  local at = string.match(cursor[3], '^@(.*)$')
+  if at and not (string.find(at, '^%d+$') and #at <= 19) then
     return redis.error_reply('BADCURSOR not a place')
   end
 end

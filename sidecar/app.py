@@ -144,7 +144,7 @@ async def _keep_alive(valkey: EmbeddedValkey) -> None:
     """Start the embedded server again whenever it ends; its data is in its folder."""
     restarting = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
-        wait=tenacity.wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1),
         before_sleep=lambda attempt: log.error(
             "embedded Valkey does not start",
             extra={"reason": str(attempt.outcome and attempt.outcome.exception())},

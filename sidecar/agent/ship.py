@@ -110,7 +110,7 @@ class Shipping:
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type((Unavailable, Refused)),
             wait=tenacity.wait_exponential_jitter(
-                initial=self._retries.delay_s,
+                multiplier=self._retries.delay_s,
                 max=self._retries.longest_s,
                 jitter=self._retries.delay_s,
             ),

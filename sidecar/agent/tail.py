@@ -16,37 +16,48 @@ from sidecar.store.redis_store import RedisStore
 log = logging.getLogger(__name__)
 
 READ_COUNT = 500
+IDLE_S = 1.0
 WAIT_MS = 2_000  # below the socket's timeout
 
 
 class Tail:
-    """The end of the feed. `run` follows it; the others may be called from any task."""
+    """The end of the feed. `run` follows it while somebody waits; the rest is for any task."""
 
     def __init__(self, store: RedisStore, buffer_size: int) -> None:
         self._store, self._buffer_size = store, buffer_size
         self._entries: list[FeedEntry] = []
         self._changes = 0
-        # The buffer holds every entry with a revision above this one.
+        # The buffer holds every entry with a revision above this one, up to the newest.
         self._complete_after: int | None = None
         self._newest = 0
+        self._waiting = 0
+        self._wanted = asyncio.Event()
         self._grown: asyncio.Future[None] | None = None
 
-    @property
-    def newest(self) -> int:
-        """Revision of the newest entry seen."""
-        return self._newest
-
     async def run(self) -> None:
-        """Follow the feed for ever, also across a Redis that goes and comes back."""
+        """Follow the feed for ever, also across a Redis that goes and comes back.
+
+        Reads nothing while nobody waits; writes that come meanwhile are then read together.
+        """
+        clock = asyncio.get_running_loop().time
         while True:
+            idle_since = clock()
+            await self._wanted.wait()
             await self._store.opened()
-            if self._complete_after is None:
-                self._complete_after = self._newest = self._store.revision
+            if self._complete_after is None or clock() - idle_since > IDLE_S:
+                self._skip_ahead()
             try:
                 self._take(await self._store.feed_news(self._newest, READ_COUNT, WAIT_MS))
             except Unavailable as unavailable:
                 log.debug("tail waits for the store", extra={"reason": unavailable.message})
                 await asyncio.sleep(0.05)
+
+    def _skip_ahead(self) -> None:
+        """Begin at the tip: what came while nobody waited may be more than anyone wants to read."""
+        self._entries.clear()
+        self._changes = 0
+        self._complete_after = self._newest = self._store.revision
+        self._wake()
 
     def _take(self, entries: list[FeedEntry]) -> None:
         if not entries:
@@ -61,6 +72,9 @@ class Tail:
         if dropped:
             self._complete_after = self._entries[dropped - 1].revision
             del self._entries[:dropped]
+        self._wake()
+
+    def _wake(self) -> None:
         if self._grown is not None:
             self._grown.set_result(None)
             self._grown = None
@@ -75,9 +89,11 @@ class Tail:
                 if found := self._buffered(revision, count):
                     return found
                 await self._wait()
-            elif entries := await self._store.feed_after(revision, count):
+                continue
+            newest = self._newest
+            if entries := await self._store.feed_after(revision, count):
                 return entries
-            else:
+            if newest == self._newest:
                 await self._wait()
 
     async def entries_after(self, revision: int) -> AsyncIterator[list[FeedEntry]]:
@@ -100,9 +116,17 @@ class Tail:
         return self._entries[start : start + count]
 
     async def _wait(self) -> None:
+        """Until the buffer has grown; keeps `run` reading for so long."""
         if self._grown is None:
             self._grown = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._grown)
+        self._waiting += 1
+        self._wanted.set()
+        try:
+            await asyncio.shield(self._grown)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._wanted.clear()
 
 
 def _weight(entry: FeedEntry) -> int:

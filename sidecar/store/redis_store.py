@@ -212,7 +212,7 @@ class RedisStore:
         """Open, and open again whenever a connection breaks; never gives up."""
         opening = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
-            wait=tenacity.wait_exponential_jitter(initial=0.05, max=2.0, jitter=0.1),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2.0, jitter=0.1),
             before_sleep=self._note_closed,
         )
         while True:
