@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sidecar.errors import Unavailable
 from sidecar.tether import tethered
 
 ROOT = Path(__file__).resolve().parent.parent
+START_LIMIT_S = 60.0
 STOP_LIMIT_S = 30.0
 
 
@@ -68,6 +70,18 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+async def until_listening(port: int) -> None:
+    """Wait until something listens on this port of 127.0.0.1."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return
+        await asyncio.sleep(0.02)
+    raise ChildFailed(f"nothing listens on port {port}")
 
 
 def free_base_port(ports: int) -> int:

@@ -15,11 +15,10 @@ from typing import Protocol
 
 import aiohttp
 
-from bench.children import ChildFailed, child, free_base_port
+from bench.children import START_LIMIT_S, ChildFailed, child, free_base_port
 from sidecar.demo import PORTS_PER_NODE, DemoNode, config_text, plan
 from sidecar.store.embedded import SOCKET_NAME
 
-START_LIMIT_S = 60.0
 WRITE_PATH = "/access/v1/relationships/write"
 _ENVIRON = {
     "INFERADB__REPLICATION__PROBE_INTERVAL_MAX_S": "1",

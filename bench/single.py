@@ -8,7 +8,7 @@ the next run the targets catch up.
 import contextlib
 import sys
 
-from bench.children import answer_of, child, free_port
+from bench.children import answer_of, child, free_port, until_listening
 from bench.figure import Figure, against_floor
 from bench.nodes import WRITE_PATH, Cluster, cluster, running, until_drained
 from bench.plan import Plan
@@ -25,6 +25,7 @@ async def measure(plan: Plan) -> list[Figure]:
         port = free_port()
         floor = [sys.executable, "-m", "bench.floor_http", str(port)]
         await stack.enter_async_context(child(floor, plan.log))
+        await until_listening(port)
         products: list[Cluster] = []
         for targets, name in enumerate(_NAMES):
             product = cluster(plan.place(name), targets + 1)
