@@ -181,6 +181,7 @@ async def test_a_list_cursor_fits_only_where_it_was_given(api: Api) -> None:
         '["-1e300","",""]',
         '["nan","",""]',
         '["0x7","","q"]',
+        '["","","@99999999999999999999"]',
     ],
 )
 async def test_a_cursor_with_a_true_seal_and_a_false_inside_does_no_harm(
