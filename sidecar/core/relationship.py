@@ -186,14 +186,18 @@ def format_expires_at(microseconds: int) -> str:
 
 def tuple_hash(identity: Identity) -> int:
     """40 bits: the first five bytes of BLAKE2b over the length-prefixed parts of the identity."""
-    text = "".join(f"{len(part.encode())}:{part}" for part in identity)
-    return int.from_bytes(blake2b(text.encode(), digest_size=5).digest())
+    tenant, resource, relation, subject = identity
+    parts = (
+        f"{len(tenant)}:{tenant}{_bytes(resource)}:{resource}"
+        f"{len(relation)}:{relation}{_bytes(subject)}:{subject}"
+    )
+    return int.from_bytes(blake2b(parts.encode(), digest_size=5).digest())
 
 
 @lru_cache(maxsize=65_536)
 def bucket_of(tenant: str, resource: str) -> int:
     """The bucket, 0 to 4,095, in which all tuples of a resource lie."""
-    text = f"{len(tenant)}:{tenant}{len(resource.encode())}:{resource}"
+    text = f"{len(tenant)}:{tenant}{_bytes(resource)}:{resource}"
     return int.from_bytes(blake2b(text.encode(), digest_size=5).digest()) % BUCKETS
 
 
@@ -223,6 +227,10 @@ def _is_deeper_than(levels: int, condition: object) -> bool:
             for inner in (one.values() if isinstance(one, dict) else one)
         ]
     return True
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _check_id(text: str, identifier: str) -> None:

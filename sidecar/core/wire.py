@@ -20,6 +20,7 @@ travel as binary messages, the others as text messages.
 """
 
 import json
+import json.encoder
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ COMPRESS_ABOVE_BYTES = 32 * 1024
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 """A legal transaction has up to 4 MiB of request and 5,000 hashes; one always fits, with room."""
 
+_quoted = json.encoder.encode_basestring
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -50,20 +52,19 @@ def encode_body(tenant: str, changes: Iterable[Change]) -> str:
     """The tail of a transaction's JSON, from the tenant on; the write script adds the rest."""
     rows = []
     for operation, one in changes:
-        row: list[object] = [
-            "+" if operation is Operation.INSERT else "-",
-            one.resource,
-            one.relation,
-            one.subject,
-            bucket_of(tenant, one.resource),
-            tuple_hash((tenant, one.resource, one.relation, one.subject)),
-        ]
-        if operation is Operation.INSERT and (one.condition is not None or one.expires_at):
-            row.append(one.condition or "")
+        is_insert = operation is Operation.INSERT
+        # By hand: a write spends its time here, and the encoder takes three times as long.
+        row = (
+            f'["{"+" if is_insert else "-"}",{_quoted(one.resource)},{_quoted(one.relation)},'
+            f"{_quoted(one.subject)},{bucket_of(tenant, one.resource)},"
+            f"{tuple_hash((tenant, one.resource, one.relation, one.subject))}"
+        )
+        if is_insert and (one.condition is not None or one.expires_at):
+            row += f",{_quoted(one.condition or '')}"
             if one.expires_at:
-                row.append(str(one.expires_at))
-        rows.append(row)
-    return f'"tenant":{_encode(tenant)},"changes":{_encode(rows)}}}'
+                row += f',"{one.expires_at}"'
+        rows.append(row + "]")
+    return f'"tenant":{_quoted(tenant)},"changes":[{",".join(rows)}]}}'
 
 
 def decode_transaction(text: bytes, effects: bytes | None = None) -> Transaction:
