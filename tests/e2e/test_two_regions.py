@@ -172,25 +172,6 @@ def test_only_the_redis_of_the_other_region_is_killed_halfway(
     assert second.feed_length() == TRANSACTIONS + OPENINGS
 
 
-def test_the_first_region_is_killed_halfway_and_the_import_insists(
-    world: World, history: History
-) -> None:
-    """The import repeats what got no answer with its key: every transaction counts once."""
-    first, second = world.nodes
-    watcher = world.watch(second)
-    with importing(first) as process:
-        wait_for_the_watcher(watcher, HALFWAY)
-        first.kill()
-        assert process.poll() is None, "killed too late to tell anything"
-        first.start()
-        said = wait_for_end(process)
-    assert "trying again" in said, "the import did not notice"
-    world.settle()
-    assert_same_everywhere(world, history)
-    wait_for_the_watcher(watcher, TRANSACTIONS)
-    assert_seen_as_written(watcher, history)
-
-
 def test_the_first_region_is_killed_halfway_and_the_import_is_run_again(
     world: World, history: History
 ) -> None:
