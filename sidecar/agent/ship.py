@@ -58,7 +58,7 @@ class Target:
         self.node, self.endpoint = node, endpoint
         self.is_connected = False
         self.is_unreachable = False
-        self.last_error = ""
+        self.last_error = self.last_code = ""
         self.acknowledged = 0
         self.stored_cursor = 0
         self.oldest_pending: int | None = None
@@ -172,7 +172,7 @@ class Shipping:
         if sender is not None:
             log.info("replication session to a target", extra={"target": target.node})
             target.is_unreachable = False
-            target.last_error = ""
+            target.last_error = target.last_code = ""
             self._metrics.unreachable(target.node, False)
         target.sender = sender
         target.is_connected = sender is not None
@@ -180,11 +180,11 @@ class Shipping:
 
     def _failed(self, target: Target, failure: SidecarError) -> None:
         self._metrics.failed(target.node)
-        if failure.message != target.last_error:
+        if failure.code != target.last_code:
             log.warning(
                 "replication failed", extra={"target": target.node, "reason": failure.message}
             )
-        target.last_error = failure.message
+        target.last_error, target.last_code = failure.message, failure.code
 
     def _note_failure(self, target: Target, attempt: tenacity.RetryCallState) -> None:
         failure = attempt.outcome.exception() if attempt.outcome else None

@@ -1,6 +1,5 @@
 """The peer listener: other sidecars come here with sessions, and anyone may ask for /health."""
 
-import asyncio
 import logging
 from collections.abc import Mapping
 
@@ -15,6 +14,9 @@ from sidecar.peer.client import PATH
 from sidecar.store.redis_store import MergeOutcome, RedisStore
 
 log = logging.getLogger(__name__)
+
+MAX_REMEMBERED = 1000
+"""Sources whose refusal is remembered; beyond it all are forgotten and logged anew."""
 
 Frame = tuple[dict[str, object], bytes]
 
@@ -31,6 +33,8 @@ class Receiver:
     ) -> None:
         self._store, self._me, self._regions, self._timeout_s = store, me, regions, timeout_s
         self._sessions: dict[str, web.WebSocketResponse] = {}
+        # Who was refused, and why: a source that comes again with the same fault is no news.
+        self._refused: dict[str, str] = {}
 
     async def serve(self, request: web.Request) -> web.WebSocketResponse:
         """One session, from hello to its end."""
@@ -45,10 +49,7 @@ class Receiver:
             while (frame := await self._next(socket)) is not None:
                 await self._answer(socket, *frame)
         except SidecarError as failure:
-            log.warning(
-                "replication session refused",
-                extra={"source": node or request.remote, "reason": failure.message},
-            )
+            self._note_refusal(node or str(request.remote), failure)
             await _send(socket, refuse(failure.code, failure.message))
         except ConnectionError:
             pass  # the other end has gone; it will come again
@@ -57,6 +58,16 @@ class Receiver:
                 del self._sessions[node]
             await socket.close()
         return socket
+
+    def _note_refusal(self, source: str, failure: SidecarError) -> None:
+        if self._refused.get(source) == failure.message:
+            return
+        if len(self._refused) >= MAX_REMEMBERED:
+            self._refused.clear()
+        self._refused[source] = failure.message
+        log.warning(
+            "replication session refused", extra={"source": source, "reason": failure.message}
+        )
 
     async def close(self, _: web.Application) -> None:
         """End every session; their nodes come again when this one is back."""
@@ -85,6 +96,7 @@ class Receiver:
         self._sessions[node] = socket
         if older is not None:
             await older.close()
+        self._refused.pop(node, None)
         log.info("replication session from a peer", extra={"source": node})
 
     async def _answer(
@@ -109,6 +121,8 @@ class Receiver:
             message = await socket.receive(timeout=self._timeout_s)
         except TimeoutError:
             return None
+        if message.type is aiohttp.WSMsgType.ERROR:
+            raise Refused("bad_frame", f"the link cannot be read: {message.data}")
         if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
             return None
         return decode_frame(message.data)
