@@ -9,8 +9,9 @@ from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.demo import DemoNode
 from sidecar.metrics import Metrics
 from sidecar.settings import Config
+from sidecar.store.calls import WriteRequest
 from sidecar.store.embedded import EmbeddedValkey
-from sidecar.store.redis_store import RedisStore, WriteRequest
+from sidecar.store.redis_store import RedisStore
 
 AT_ONCE = 2_000
 

@@ -47,4 +47,7 @@ class _Json(logging.Formatter):
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if " " in text or "\n" in text else text
+    if text.isprintable() and " " not in text:
+        return text
+    # What others said must not begin lines of its own or move the cursor of a terminal.
+    return json.dumps(text, ensure_ascii=not text.isprintable())

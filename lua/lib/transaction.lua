@@ -31,7 +31,8 @@ do
     if type(fields) ~= 'table' then return nil end
     local sign, resource, relation, subject = fields[1], fields[2], fields[3], fields[4]
     if (sign ~= '+' and sign ~= '-') or type(resource) ~= 'string' or type(relation) ~= 'string'
-      or type(subject) ~= 'string' or not string.find(resource, ':', 1, true)
+      or type(subject) ~= 'string' or not string.find(resource, '^[^#:]+:[^#]+$')
+      or string.find(relation, '#', 1, true)
       or not is_whole(fields[5], 4096) or not is_whole(fields[6], 1099511627776)
     then
       return nil
@@ -57,6 +58,8 @@ do
   -- The changes of a decoded JSON list, or nil and what is wrong.
   function transaction.changes(list)
     if type(list) ~= 'table' then return nil, 'changes is not a list' end
+    -- An object decodes to a table as well, but not to one that is counted.
+    if list[1] == nil and next(list) ~= nil then return nil, 'changes is not a list' end
     local decoded, seen = {}, list[2] and {}
     for index, fields in ipairs(list) do
       local one = change(fields)

@@ -141,6 +141,10 @@ class Shipping:
                 for loop in (talk.listen, talk.pump, talk.tick):
                     group.create_task(loop())
 
+    async def own_after(self, timestamp: int) -> int:
+        """Wait for a write here after this one; a revision with nothing of ours before it."""
+        return await self._store.own_after(timestamp)
+
     async def entries_after(self, revision: int) -> list[FeedEntry]:
         """What follows this revision in the feed; waits until there is something."""
         return await self._tail.after(revision)
@@ -248,17 +252,31 @@ class _Conversation:
         self._shipping, self._target = shipping, target
         self._sender, self._link = sender, link
         self._has_room = asyncio.Event()
+        self._patience: asyncio.Timeout | None = None
 
     async def listen(self) -> None:
         while True:
             head = await self._link.receive()
-            await self.perform(self._sender.on_frame(head, _monotonic_us()))
+            sent = self._sender.sent
+            actions = self._sender.on_frame(head, _monotonic_us())
+            if self._sender.sent < sent and self._patience is not None:
+                # The session went back: what the pump waits for is not what comes next.
+                self._patience.reschedule(asyncio.get_running_loop().time())
+            await self.perform(actions)
 
     async def pump(self) -> None:
         while True:
             await self._has_room.wait()
-            after = self._sender.position
-            entries = await self._shipping.entries_after(after)
+            try:
+                async with asyncio.timeout(None) as self._patience:
+                    # What this node has merged is not its to ship: do not even read it.
+                    self._sender.skip_to(await self._shipping.own_after(self._sender.sent))
+                    after = self._sender.position
+                    entries = await self._shipping.entries_after(after)
+            except TimeoutError:
+                continue
+            finally:
+                self._patience = None
             await self.perform(self._sender.on_entries(after, entries, _monotonic_us()))
 
     async def tick(self) -> None:

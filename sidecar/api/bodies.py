@@ -27,7 +27,7 @@ from sidecar.core.relationship import (
     type_of,
 )
 from sidecar.errors import Refused
-from sidecar.store.redis_store import Filter
+from sidecar.store.calls import Filter
 
 MAX_CHANGES = 5000
 """Relationships in one request; one more is refused with 413."""

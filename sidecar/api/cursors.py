@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from sidecar.errors import Refused
-from sidecar.store.redis_store import Filter
+from sidecar.store.calls import Filter
 
 MAX_CURSOR_BYTES = 6 * 1024
 _SEAL_BYTES = 8

@@ -19,7 +19,8 @@ from sidecar.core.relationship import Change, Relationship
 from sidecar.core.token import Token
 from sidecar.core.topology import Node
 from sidecar.errors import Refused, Unavailable
-from sidecar.store.redis_store import Filter, Page, RedisStore, WriteRequest, Written
+from sidecar.store.calls import Filter, Page, WriteRequest, Written
+from sidecar.store.redis_store import RedisStore
 
 Health = Callable[[], tuple[bool, Mapping[str, Any]]]
 """Whether this node serves, and the fields of the health answer (`reasons`: a list, if not)."""

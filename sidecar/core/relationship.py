@@ -8,7 +8,6 @@ siblings or stores.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -33,7 +32,7 @@ _SUBJECT = re.compile(f"{_TYPE}:({_ID})(?:#{_TYPE})?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 _RFC3339 = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,6})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
 
 Identity = tuple[str, str, str, str]
@@ -46,8 +45,7 @@ class Operation(StrEnum):
     DELETE = "delete"
 
 
-@dataclass(frozen=True, slots=True)
-class Relationship:
+class Relationship(NamedTuple):
     """One relationship with its payload.
 
     condition: canonical JSON text, or None. expires_at: microseconds since 1970 UTC, or None.
@@ -234,6 +232,8 @@ def _bytes(text: str) -> int:
 
 
 def _check_id(text: str, identifier: str) -> None:
+    if identifier.isascii():
+        return  # the pattern has counted the characters
     try:
         size = len(identifier.encode())
     except UnicodeEncodeError:

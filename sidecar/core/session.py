@@ -129,7 +129,7 @@ class Sender:
     """The end that ships: first a hello, then batches, with a heartbeat each second.
 
     position: revision up to which the feed has been sent. acknowledged: timestamp of this node's
-    own origin up to which the target has everything.
+    own origin up to which the target has everything; sent: the same, for what is on its way.
     """
 
     def __init__(self, me: Party, origin: str, target: str, limits: Limits) -> None:
@@ -140,8 +140,10 @@ class Sender:
         self._has_shipped = False
         self._heard_us = 0
         self._beat_us = 0
+        self._acked_us = 0
         self.position = 0
         self.acknowledged = 0
+        self.sent = 0
 
     @property
     def is_established(self) -> bool:
@@ -227,11 +229,16 @@ class Sender:
             self.position = max(self.position, entries[-1].revision)
         return actions
 
+    def skip_to(self, revision: int) -> None:
+        """Nothing of this node's origin lies between `position` and this revision."""
+        self.position = max(self.position, revision)
+
     def on_tick(self, vector: Vector, clock: int, now_us: int) -> list[Action]:
         """Time has passed: beat, and give up on a target that has fallen silent."""
         waited_us = now_us - self._heard_us
         if self._in_flight:
-            waited_us = max(waited_us, now_us - self._in_flight[0].sent_us)
+            # A slow target that goes on acknowledging is not a dead one.
+            waited_us = max(waited_us, now_us - max(self._in_flight[0].sent_us, self._acked_us))
         if waited_us > self._limits.timeout_us:
             what = "acknowledged nothing" if self._in_flight else "said nothing"
             return [Close("timeout", f"{self._target} {what} for {waited_us / 1e6:.1f} s")]
@@ -252,7 +259,7 @@ class Sender:
         self._is_established = True
         # The receiver's vector says where to start: revision = timestamp for own writes.
         self._learn(decode_vector(head.get("vector")))
-        self.position = self.acknowledged
+        self.position = self.sent = self.acknowledged
         return [Established()]
 
     def _on_ack(self, head: Mapping[str, object], now_us: int) -> list[Action]:
@@ -264,9 +271,10 @@ class Sender:
             return [Close("skew", f"{self._target} holds a batch back: {head.get('detail')}")]
         if outcome is AckOutcome.GAP:
             self._in_flight.clear()
-            self.position = self.acknowledged
+            self.position = self.sent = self.acknowledged
             return []
         self._has_shipped = True
+        self._acked_us = now_us
         actions: list[Action] = []
         while self._in_flight:
             batch = self._in_flight.popleft()
@@ -285,6 +293,7 @@ class Sender:
         self._next_number += 1
         self._in_flight.append(batch)
         self.position = entries[-1].revision
+        self.sent = entries[-1].timestamp
         head = {"type": "batch", "batch": batch.number}
         return Send(encode_frame(head, [entry.text for entry in entries]), changes)
 

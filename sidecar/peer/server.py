@@ -11,7 +11,8 @@ from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame, decode_vector
 from sidecar.errors import Refused, SidecarError, Unavailable
 from sidecar.health import Health
 from sidecar.peer.client import PATH
-from sidecar.store.redis_store import MergeOutcome, RedisStore
+from sidecar.store.calls import MergeOutcome
+from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,11 @@ end. Knows nothing of what is stored in it, and of Redis only what it takes to s
 Two promises need care:
 
 *Nothing that was acknowledged is lost when the sidecar is killed, and no server is left over.* The
-kernel sends the server SIGTERM when this process ends. SIGKILL would be wrong: under `everysec` a
-server whose fsync is still under way answers writes that it holds only in memory (for up to two
-seconds), and a child that rewrites the append-only file would live on. At SIGTERM the server writes
-what it holds, ends that child and exits; `nosave now force` leaves it nothing to wait for.
+append-only file is written and synced before the answer (`appendfsync always`). Under `everysec` a
+server whose last fsync is still under way answers writes that it holds only in memory, for up to
+two seconds: then even killing the process loses some. Group commit shares one fsync among all
+writes that wait. The kernel sends the server SIGTERM when this process ends; SIGKILL would leave a
+child that rewrites the file alive. `nosave now force` leaves the server nothing to wait for.
 
 *One folder, one server.* The lock on the folder is an open file that the server inherits, so it is
 free only when this process *and* its server are gone.
@@ -59,7 +60,7 @@ SETTINGS: dict[str, str] = {
     "logfile": LOG_NAME,
     "databases": "1",
     "appendonly": "yes",
-    "appendfsync": "everysec",
+    "appendfsync": "always",
     "save": "",
     "maxmemory-policy": "noeviction",
     "shutdown-on-sigterm": "nosave now force",

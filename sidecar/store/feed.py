@@ -1,13 +1,11 @@
 """Reading the feed: the stream of all transactions this node has applied, local and remote."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sidecar.core.wire import Transaction, decode_transaction
 
 
-@dataclass(frozen=True, slots=True)
-class FeedEntry:
+class FeedEntry(NamedTuple):
     """One transaction in the order of this node.
 
     revision: position in this node's feed. timestamp: its own, of its origin. changes: how many.

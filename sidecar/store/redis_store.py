@@ -8,10 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Self
 
 import tenacity
@@ -19,13 +16,14 @@ import tenacity
 from sidecar.core.clock import RANDOM_BITS, incarnation
 from sidecar.core.conflict import Rules
 from sidecar.core.digest import mix
-from sidecar.core.relationship import Change, Relationship
+from sidecar.core.relationship import Relationship
 from sidecar.core.vector import Vector, is_covered, pointwise_max
-from sidecar.core.wire import encode_body
 from sidecar.errors import Broken, Refused, Unavailable
 from sidecar.metrics import Metrics
 from sidecar.store import scripts, states
+from sidecar.store.calls import Filter, Merged, MergeOutcome, Page, WriteRequest, Written
 from sidecar.store.feed import FeedEntry, entries_of
+from sidecar.store.group_commit import Committed, GroupCommit
 from sidecar.store.keys import Keys
 from sidecar.store.link import Link, ScriptError, pool_of
 
@@ -34,92 +32,6 @@ log = logging.getLogger(__name__)
 STORE_FORMAT = 1
 PARTITIONS = 1
 READERS = 8
-# More waiting writes than this: Redis is far slower than the applications; shed, with 503.
-MAX_WAITING_WRITES = 4096
-# One call of the write script takes at most this much, so that Redis never blocks for long; one
-# write is always taken, however large.
-MAX_GROUP_WRITES = 256
-MAX_GROUP_BYTES = 1024 * 1024
-
-
-class MergeOutcome(StrEnum):
-    """What became of a batch; with all but the first the rest of it was not applied."""
-
-    APPLIED = "applied"
-    GAP = "gap"
-    SKEW = "skew"
-    LOST = "lost"
-    CONTRADICTION = "contradiction"
-
-
-@dataclass(frozen=True, slots=True)
-class WriteRequest:
-    """One write: all its changes, or none.
-
-    expected_revision: refuse if a tuple of the request changed on this node after it.
-    idempotency_key: a repeat with the same `request_hash` gets the first answer again.
-    """
-
-    tenant: str
-    changes: Sequence[Change]
-    expected_revision: int | None = None
-    idempotency_key: str | None = None
-    request_hash: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """revision: of the write; written, deleted: relationships; vector: the node's after it."""
-
-    revision: int
-    written: int
-    deleted: int
-    vector: Vector
-    replayed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """transactions: how many were new. vector: this node's after."""
-
-    outcome: MergeOutcome
-    detail: str
-    transactions: int
-    vector: Vector
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which tuples of a tenant; None is any."""
-
-    tenant: str
-    resource: str | None = None
-    resource_type: str | None = None
-    relation: str | None = None
-    subject: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Tuples, where to go on (None: that was all), and what they were read at.
-
-    A page may be short, even empty, and still have a cursor.
-    """
-
-    relationships: list[Relationship]
-    cursor: str | None
-    revision: int
-    vector: Vector
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A write in the queue of the group commit."""
-
-    body: str
-    guard: str
-    written: int
-    answer: asyncio.Future[Written]
 
 
 class RedisStore:
@@ -152,11 +64,11 @@ class RedisStore:
         )
         self._readers = [Link(self._pool, timeout_s) for _ in range(READERS)]
         self._next_reader = 0
-        self._queue: deque[_Waiting] = deque()
-        self._queued = asyncio.Event()
+        self._group_commit = GroupCommit(self._commit, metrics.wrote)
         self._opened, self._closed = asyncio.Event(), asyncio.Event()
         self._closed_because = Unavailable("store_unavailable", "Redis has not answered yet")
         self._covering: list[tuple[Vector, asyncio.Future[None]]] = []
+        self._next_own: asyncio.Future[int] | None = None
         self._origin = ""
         self._clock = 0
         self._vector: Vector = {}
@@ -166,18 +78,19 @@ class RedisStore:
 
     async def __aenter__(self) -> Self:
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
-        loops = [group.create_task(self._keep_open()), group.create_task(self._commit())]
+        loops = [group.create_task(self._keep_open()), group.create_task(self._group_commit.run())]
         for loop in loops:
             self._stack.callback(loop.cancel)
         return self
 
     async def __aexit__(self, *failure: Any) -> None:
         self._set_closed(Unavailable("store_unavailable", "this node is shutting down"))
-        for waiting in self._queue:
-            waiting.answer.cancel()
-        await self._stack.__aexit__(*failure)
-        for link in (self._writer, self._merger, self._tailer, self._control, *self._readers):
-            await link.close()
+        self._group_commit.refuse(self._closed_because)
+        try:
+            await self._stack.__aexit__(*failure)
+        finally:
+            for link in (self._writer, self._merger, self._tailer, self._control, *self._readers):
+                await link.close()
 
     @property
     def is_open(self) -> bool:
@@ -320,9 +233,14 @@ class RedisStore:
             if not other.is_busy:
                 await other.close()
 
-    def _advance(self, clock: int, vector: Vector) -> None:
+    def _advance(self, clock: int, vector: Vector, first_own: int = 0) -> None:
+        """Take in what the store has reached; first_own: the first write of this node in it."""
+        own = self._vector.get(self._origin, 0)
         self._clock = max(self._clock, clock)
         self._vector = pointwise_max(self._vector, vector)
+        if self._next_own is not None and self._vector.get(self._origin, 0) > own:
+            self._next_own.set_result(first_own)
+            self._next_own = None
         if self._covering:
             for wanted, reached in self._covering:
                 if not reached.done() and is_covered(wanted, self._vector):
@@ -338,88 +256,20 @@ class RedisStore:
         """
         if not self._opened.is_set():
             raise self._closed_because
-        if len(self._queue) >= MAX_WAITING_WRITES:
-            raise Unavailable("overloaded", f"{MAX_WAITING_WRITES} writes are waiting for Redis")
-        answer: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
-        body = encode_body(request.tenant, request.changes)
-        self._queue.append(_Waiting(body, _guard(request), _inserts(request), answer))
-        self._queued.set()
-        return await answer
+        return await self._group_commit.write(request)
 
-    async def _commit(self) -> None:
-        while True:
-            await self._queued.wait()
-            while self._queue:
-                await self._commit_group(self._take_group())
-            self._queued.clear()
-
-    def _take_group(self) -> list[_Waiting]:
-        group = [self._queue.popleft()]
-        size = len(group[0].body)
-        while self._queue and len(group) < MAX_GROUP_WRITES:
-            size += len(self._queue[0].body)
-            if size > MAX_GROUP_BYTES:
-                break
-            group.append(self._queue.popleft())
-        return group
-
-    async def _commit_group(self, group: list[_Waiting]) -> None:
-        pairs = [text for waiting in group for text in (waiting.body, waiting.guard)]
-        try:
-            reply = await self._ask(self._writer, "write", self._now_us(), self._clock, *pairs)
-        except ScriptError as error:
-            # Nothing was written. The one at fault must not take the others along.
-            if len(group) == 1:
-                _fail(group, Broken(f"lua/write.lua refuses a write that was checked: {error}"))
-                return
-            for waiting in group:
-                await self._commit_group([waiting])
-            return
-        except (Unavailable, Broken) as failure:
-            _fail(group, failure)
-            return
+    async def _commit(self, pairs: Sequence[str]) -> Committed:
+        """One run of the write script."""
+        reply = await self._ask(self._writer, "write", self._now_us(), self._clock, *pairs)
         if reply[0] == b"lost":
             lost = self._lost()
             self._set_closed(lost)
-            _fail(group, lost)
-            return
+            raise lost
         vector = _vector(reply[1])
-        self._advance(vector[self._origin], vector)
-        for index, waiting in enumerate(group):
-            if not waiting.answer.done():
-                self._answer(waiting, vector, *reply[2 + 4 * index : 6 + 4 * index])
-
-    def _answer(self, waiting: _Waiting, vector: Vector, *reply: bytes) -> None:
-        outcome, revision, deleted, text = reply
-        match outcome:
-            case b"written":
-                at = {**vector, self._origin: int(revision)}
-                self._metrics.wrote()
-                written = Written(int(revision), waiting.written, int(deleted), at)
-                waiting.answer.set_result(written)
-            case b"replayed":
-                first = json.loads(text)
-                at = {origin: int(t) for origin, t in first["vector"].items()}
-                written = Written(int(revision), first["written"], int(deleted), at, replayed=True)
-                waiting.answer.set_result(written)
-            case b"mismatch":
-                refused = Refused(
-                    "revision_mismatch",
-                    f"{text.decode()} changed on this node at revision {revision.decode()}, after "
-                    "expected_revision; read it again",
-                    status=409,
-                )
-                waiting.answer.set_exception(refused)
-            case b"reused":
-                refused = Refused(
-                    "idempotency_key_reused",
-                    "this Idempotency-Key was used for another request in the last ten minutes; "
-                    "use a new key for a new request",
-                    status=422,
-                )
-                waiting.answer.set_exception(refused)
-            case _:
-                waiting.answer.set_exception(Broken(f"lua/write.lua answers {outcome!r}"))
+        outcomes = zip(reply[2::4], reply[3::4], strict=True)
+        first = next((int(revision) for outcome, revision in outcomes if outcome == b"written"), 0)
+        self._advance(vector[self._origin], vector, first)
+        return Committed(self._origin, vector, reply[2:])
 
     async def merge(self, batch: bytes) -> Merged:
         """Take in transactions of other origins, a line each, as they came from a peer.
@@ -448,6 +298,18 @@ class RedisStore:
         if merged.outcome is MergeOutcome.CONTRADICTION:
             raise Refused("bad_batch", merged.detail)
         return merged
+
+    async def own_after(self, timestamp: int) -> int:
+        """Wait for a write of this node after the one with this timestamp.
+
+        Returns a revision behind which it lies; no write of this node lies between the two.
+        """
+        if self._vector.get(self._origin, 0) > timestamp:
+            return timestamp
+        if self._next_own is None:
+            self._next_own = asyncio.get_running_loop().create_future()
+        # Nothing is known of a write whose answer was lost but that it is there.
+        return max(timestamp, await asyncio.shield(self._next_own) - 1)
 
     # -- reads --------------------------------------------------------------------------------
 
@@ -560,26 +422,6 @@ class RedisStore:
     async def store_cursor(self, target: str, revision: int) -> None:
         """Remember how far a target has come, for the time after a restart."""
         await self._read("HSET", self.keys.cursors, target, revision)
-
-
-def _fail(group: list[_Waiting], failure: Exception) -> None:
-    for waiting in group:
-        if not waiting.answer.done():
-            waiting.answer.set_exception(failure)
-
-
-def _guard(request: WriteRequest) -> str:
-    guard = {}
-    if request.expected_revision is not None:
-        guard["expected"] = str(request.expected_revision)
-    if request.idempotency_key is not None:
-        guard["key"] = f"{request.tenant}/{request.idempotency_key}"
-        guard["hash"] = request.request_hash
-    return json.dumps(guard) if guard else ""
-
-
-def _inserts(request: WriteRequest) -> int:
-    return sum(change.operation == "insert" for change in request.changes)
 
 
 def _vector(text: bytes) -> Vector:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.api.cursors import seal
-from sidecar.store.redis_store import Filter
+from sidecar.store.calls import Filter
 from tests.api.bad_bodies import BAD_BODIES, DELETE, LIST, UPDATE, WRITE, one
 from tests.api.conftest import Api, numbered
 

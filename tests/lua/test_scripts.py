@@ -8,7 +8,7 @@ import redis
 
 from sidecar.core.digest import mix
 from sidecar.store import scripts
-from sidecar.store.redis_store import MergeOutcome
+from sidecar.store.calls import MergeOutcome
 from tests.servers import RealValkey
 
 HEADER = re.compile(r"\A((?:--.*\n)+)")

@@ -13,8 +13,9 @@ from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.relationship import Change, Operation, Relationship
 from sidecar.errors import ungrouped
 from sidecar.metrics import Metrics
+from sidecar.store.calls import Filter, Merged, WriteRequest, Written
 from sidecar.store.feed import FeedEntry
-from sidecar.store.redis_store import Filter, Merged, RedisStore, WriteRequest, Written
+from sidecar.store.redis_store import RedisStore
 from tests.servers import RealValkey
 
 BEGIN_US = 1_790_000_000_000_000

@@ -164,7 +164,7 @@ async def test_the_server_keeps_to_its_settings(tmp_path: Path) -> None:
         settings = await redis.config_get("*")
         assert settings["port"] == "0"
         assert settings["appendonly"] == "yes"
-        assert settings["appendfsync"] == "everysec"
+        assert settings["appendfsync"] == "always"
         assert settings["save"] == ""
         assert settings["maxmemory-policy"] == "noeviction"
         assert settings["aof-load-truncated"] == "yes"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from sidecar.errors import Refused
-from sidecar.store.redis_store import Filter, Page
+from sidecar.store.calls import Filter, Page
 from tests.store.conftest import Node, OpenNode, text_of
 
 RELATIONS = ["viewer", "editor", "a/b"]

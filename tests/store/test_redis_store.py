@@ -12,7 +12,7 @@ import redis
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.vector import is_covered
 from sidecar.errors import Refused, Unavailable
-from sidecar.store.redis_store import MergeOutcome, WriteRequest
+from sidecar.store.calls import MergeOutcome, WriteRequest
 from tests.servers import RealValkey, start_valkey
 from tests.store.conftest import (
     BEGIN_US,
@@ -417,7 +417,6 @@ async def test_a_line_that_is_none_writes_nothing_not_even_the_lines_before_it(
     assert (await us.store.merge(GOOD.encode())).transactions == 1
 
 
-@pytest.mark.xfail(reason="an object is taken for an empty list", strict=False)
 async def test_changes_are_a_list(open_node: OpenNode) -> None:
     """An object would be stored as an empty transaction that no reader of the feed understands."""
     us = await open_node("us1")
@@ -624,7 +623,6 @@ async def until_postponed(valkey: RealValkey, count: int = 1) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.xfail(reason="the commit loop is cancelled and answers nobody", strict=False)
 async def test_writers_that_wait_when_the_node_ends_are_told_so(valkey: RealValkey) -> None:
     """Nobody waits for ever: neither the one whose write is under way, nor those behind it."""
     async with running_node(valkey, "us1") as us:
