@@ -1,5 +1,6 @@
 """The peer listener: other sidecars come here with sessions, and anyone may ask for /health."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 
@@ -8,13 +9,19 @@ from aiohttp import web
 
 from sidecar.core.session import AckOutcome, Party, acknowledge, greet, heartbeat, refuse, welcome
 from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame, decode_vector
-from sidecar.errors import Refused, SidecarError, Unavailable
+from sidecar.errors import Refused, SidecarError, Unavailable, ungrouped
 from sidecar.health import Health
 from sidecar.peer.client import PATH
 from sidecar.store.calls import MergeOutcome
 from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
+
+READ_AHEAD = 8
+"""Frames read and not yet merged; beyond it the link fills up and the sender's window holds."""
+
+MAX_MERGE_BYTES = 128 * 1024
+"""Batches that wait are merged together up to this, so that Redis never blocks for long."""
 
 MAX_REMEMBERED = 1000
 """Sources whose refusal is remembered; beyond it all are forgotten and logged anew."""
@@ -47,8 +54,8 @@ class Receiver:
         try:
             node = await self._agree(socket)
             await self._replace(node, socket)
-            while (frame := await self._next(socket)) is not None:
-                await self._answer(socket, *frame)
+            with ungrouped():
+                await self._converse(socket)
         except SidecarError as failure:
             self._note_refusal(node or str(request.remote), failure)
             await _send(socket, refuse(failure.code, failure.message))
@@ -100,21 +107,40 @@ class Receiver:
         self._refused.pop(node, None)
         log.info("replication session from a peer", extra={"source": node})
 
-    async def _answer(
-        self, socket: web.WebSocketResponse, head: dict[str, object], lines: bytes
-    ) -> None:
-        match head["type"]:
-            case "batch":
-                merged = await self._store.merge(lines)
-                if merged.outcome is MergeOutcome.LOST:
-                    raise Unavailable("store_lost_writes", merged.detail)
-                outcome = AckOutcome(merged.outcome.value)
-                ack = acknowledge(head.get("batch"), outcome, merged.detail, merged.vector)
-                await _send(socket, ack)
-            case "heartbeat":
-                await _send(socket, heartbeat(self._store.vector, self._store.revision))
-            case other:
-                raise Refused("bad_frame", f"a session does not know {other!r}")
+    async def _converse(self, socket: web.WebSocketResponse) -> None:
+        """Read ahead while Redis merges; what has come meanwhile is merged together."""
+        frames: asyncio.Queue[Frame] = asyncio.Queue(maxsize=READ_AHEAD)
+        async with asyncio.TaskGroup() as group:
+            answering = group.create_task(self._answer(socket, frames))
+            while (frame := await self._next(socket)) is not None:
+                await frames.put(frame)
+            # What is left in the queue was not acknowledged; it comes again.
+            answering.cancel()
+
+    async def _answer(self, socket: web.WebSocketResponse, frames: asyncio.Queue[Frame]) -> None:
+        batches: list[Frame] = []
+        while True:
+            head, lines = await frames.get()
+            match head["type"]:
+                case "batch":
+                    batches.append((head, lines))
+                case "heartbeat":
+                    await _send(socket, heartbeat(self._store.vector, self._store.revision))
+                case other:
+                    raise Refused("bad_frame", f"a session does not know {other!r}")
+            is_enough = sum(len(lines) for _, lines in batches) > MAX_MERGE_BYTES
+            if batches and (is_enough or frames.empty()):
+                await self._merge(socket, batches)
+                batches = []
+
+    async def _merge(self, socket: web.WebSocketResponse, batches: list[Frame]) -> None:
+        """Merge batches in their order; the answer to the last one answers all of them."""
+        merged = await self._store.merge(b"\n".join(lines for _, lines in batches))
+        if merged.outcome is MergeOutcome.LOST:
+            raise Unavailable("store_lost_writes", merged.detail)
+        number = batches[-1][0].get("batch")
+        outcome = AckOutcome(merged.outcome.value)
+        await _send(socket, acknowledge(number, outcome, merged.detail, merged.vector))
 
     async def _next(self, socket: web.WebSocketResponse) -> Frame | None:
         """The next frame; None when the other end has closed, or been silent for too long."""
