@@ -5,7 +5,8 @@
 -- ARGV 2 known     highest timestamp this process knows to be stored
 -- ARGV 3… pairs    per write: its body, `"tenant":"…","changes":[…]}`, the tail of the JSON of
 --                  its transaction; and "" or JSON {"expected", "key", "hash"}, each optional
--- REPLY  outcome   "stored" | "lost", then the vector as JSON, then four texts per write:
+-- REPLY  outcome   "stored" | "lost", then the vector as JSON, the timestamp of this node's write
+--                  before these, then four texts per write:
 --                  "written" | "replayed" | "mismatch" | "reused", revision, deleted, answer
 --                  (for "replayed": JSON {"written", "vector"} of the first time)
 -- ERRORS BADWRITE  a body is malformed; nothing was written
@@ -16,7 +17,7 @@
 -- @include tuples
 local now_us = tonumber(ARGV[1])
 local self = node.read(ARGV[2])
-if not self then return { 'lost', '{}' } end
+if not self then return { 'lost', '{}', '0' } end
 
 -- Everything is decoded before the first write, so that an error leaves nothing half done.
 local writes = {}
@@ -30,7 +31,7 @@ for i = 3, #ARGV, 2 do
 end
 
 local context_json = node.vector_json(self.vector, self.origin)
-local reply = { 'stored', '' }
+local reply = { 'stored', '', number.text(self.vector[self.origin]) }
 
 local function answer(outcome, revision, deleted, text)
   reply[#reply + 1] = outcome

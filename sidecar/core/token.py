@@ -7,7 +7,7 @@ the vector shows everything the client has seen.
 import base64
 import binascii
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sidecar.core.vector import Vector
 from sidecar.errors import Refused
@@ -17,8 +17,7 @@ _FORMAT = "1"
 _TEXT = re.compile(r"[a-z0-9-]{1,32}\|[0-9]{1,16}(\|[a-z0-9-]{1,32}\.[a-z0-9]{1,32}:[0-9]{1,16})*")
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """node id, revision of that node, and its vector."""
 
     node: str

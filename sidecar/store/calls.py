@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from sidecar.core.relationship import Change, Relationship
 from sidecar.core.vector import Vector
@@ -18,8 +19,7 @@ class MergeOutcome(StrEnum):
     CONTRADICTION = "contradiction"
 
 
-@dataclass(frozen=True, slots=True)
-class WriteRequest:
+class WriteRequest(NamedTuple):
     """One write: all its changes, or none.
 
     expected_revision: refuse if a tuple of the request changed on this node after it.
@@ -33,8 +33,7 @@ class WriteRequest:
     request_hash: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
+class Written(NamedTuple):
     """revision: of the write; written, deleted: relationships; vector: the node's after it."""
 
     revision: int

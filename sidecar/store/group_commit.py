@@ -17,7 +17,7 @@ from sidecar.core.vector import Vector
 from sidecar.core.wire import encode_body
 from sidecar.errors import Broken, Refused, Unavailable
 from sidecar.store.calls import WriteRequest, Written
-from sidecar.store.link import ScriptError
+from sidecar.store.link import Link, ScriptError
 
 # More waiting writes than this: Redis is far slower than the applications; shed, with 503.
 MAX_WAITING_WRITES = 4096
@@ -25,6 +25,11 @@ MAX_WAITING_WRITES = 4096
 # write is always taken, however large.
 MAX_GROUP_WRITES = 256
 MAX_GROUP_BYTES = 1024 * 1024
+# So many runs of the script are on their way at once, that Redis works while we read and answer. A
+# further one goes only with as many writes as this: small groups would cost Redis more than the
+# waiting costs us.
+COMMITTERS = 2
+MIN_FURTHER_WRITES = 16
 
 
 class Committed(NamedTuple):
@@ -35,8 +40,8 @@ class Committed(NamedTuple):
     replies: list[bytes]
 
 
-Commit = Callable[[Sequence[str]], Awaitable[Committed]]
-"""Runs the write script with a body and a guard per write."""
+Commit = Callable[[Link, Sequence[str]], Awaitable[Committed]]
+"""Runs the write script over a link, with a body and a guard per write."""
 
 
 @dataclass(slots=True)
@@ -55,7 +60,8 @@ class GroupCommit:
     def __init__(self, commit: Commit, wrote: Callable[[], None]) -> None:
         self._commit, self._wrote = commit, wrote
         self._queue: deque[_Waiting] = deque()
-        self._queued = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._in_flight = 0
 
     async def write(self, request: WriteRequest) -> Written:
         """What became of one write; raises what `RedisStore.write` says."""
@@ -64,21 +70,28 @@ class GroupCommit:
         answer: asyncio.Future[Written] = asyncio.get_running_loop().create_future()
         body = encode_body(request.tenant, request.changes)
         self._queue.append(_Waiting(body, _guard(request), _inserts(request), answer))
-        self._queued.set()
+        if self._may_go():
+            self._changed.set()
         return await answer
 
-    async def run(self) -> None:
-        """Commit what waits, for ever."""
+    async def run(self, link: Link) -> None:
+        """Commit what waits over this link, for ever; COMMITTERS of these run side by side."""
         while True:
-            await self._queued.wait()
-            while self._queue:
-                group = self._take_group()
-                try:
-                    await self._commit_group(group)
-                finally:
-                    # Only whoever this loop was cancelled under still waits.
-                    _fail(group, Unavailable("outcome_unknown", "this node is shutting down"))
-            self._queued.clear()
+            while not self._may_go():
+                self._changed.clear()
+                await self._changed.wait()
+            group = self._take_group()
+            self._in_flight += 1
+            try:
+                await self._commit_group(link, group)
+            finally:
+                # Only whoever this loop was cancelled under still waits.
+                _fail(group, Unavailable("outcome_unknown", "this node is shutting down"))
+                self._in_flight -= 1
+                self._changed.set()
+
+    def _may_go(self) -> bool:
+        return len(self._queue) >= (MIN_FURTHER_WRITES if self._in_flight else 1)
 
     def refuse(self, reason: Unavailable) -> None:
         """Nobody will commit what still waits."""
@@ -95,17 +108,17 @@ class GroupCommit:
             group.append(self._queue.popleft())
         return group
 
-    async def _commit_group(self, group: list[_Waiting]) -> None:
+    async def _commit_group(self, link: Link, group: list[_Waiting]) -> None:
         pairs = [text for waiting in group for text in (waiting.body, waiting.guard)]
         try:
-            committed = await self._commit(pairs)
+            committed = await self._commit(link, pairs)
         except ScriptError as error:
             # Nothing was written. The one at fault must not take the others along.
             if len(group) == 1:
                 _fail(group, Broken(f"lua/write.lua refuses a write that was checked: {error}"))
                 return
             for waiting in group:
-                await self._commit_group([waiting])
+                await self._commit_group(link, [waiting])
             return
         except (Unavailable, Broken) as failure:
             _fail(group, failure)

@@ -23,7 +23,7 @@ from sidecar.metrics import Metrics
 from sidecar.store import scripts, states
 from sidecar.store.calls import Filter, Merged, MergeOutcome, Page, WriteRequest, Written
 from sidecar.store.feed import FeedEntry, entries_of
-from sidecar.store.group_commit import Committed, GroupCommit
+from sidecar.store.group_commit import COMMITTERS, Committed, GroupCommit
 from sidecar.store.keys import Keys
 from sidecar.store.link import Link, ScriptError, pool_of
 
@@ -59,10 +59,11 @@ class RedisStore:
         self._now_us, self._random_bits = now_us, random_bits
         self._skew_us = max_clock_skew_ms * 1000
         self._pool, self._timeout_s = pool_of(url, timeout_s), timeout_s
-        self._writer, self._merger, self._tailer, self._control = (
-            Link(self._pool, timeout_s) for _ in range(4)
-        )
+        self._merger, self._tailer, self._control = (Link(self._pool, timeout_s) for _ in range(3))
+        self._writers = [Link(self._pool, timeout_s) for _ in range(COMMITTERS)]
         self._readers = [Link(self._pool, timeout_s) for _ in range(READERS)]
+        single = (self._merger, self._tailer, self._control)
+        self._links = (*single, *self._writers, *self._readers)
         self._next_reader = 0
         self._group_commit = GroupCommit(self._commit, metrics.wrote)
         self._opened, self._closed = asyncio.Event(), asyncio.Event()
@@ -78,9 +79,8 @@ class RedisStore:
 
     async def __aenter__(self) -> Self:
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
-        loops = [group.create_task(self._keep_open()), group.create_task(self._group_commit.run())]
-        for loop in loops:
-            self._stack.callback(loop.cancel)
+        for loop in (self._keep_open(), *map(self._group_commit.run, self._writers)):
+            self._stack.callback(group.create_task(loop).cancel)
         return self
 
     async def __aexit__(self, *failure: Any) -> None:
@@ -89,7 +89,7 @@ class RedisStore:
         try:
             await self._stack.__aexit__(*failure)
         finally:
-            for link in (self._writer, self._merger, self._tailer, self._control, *self._readers):
+            for link in self._links:
                 await link.close()
 
     @property
@@ -229,7 +229,7 @@ class RedisStore:
         if link.is_connected:
             return  # the server answered, with a refusal
         self._set_closed(Unavailable("store_unavailable", unavailable.message))
-        for other in (self._writer, self._merger, self._tailer, self._control, *self._readers):
+        for other in self._links:
             if not other.is_busy:
                 await other.close()
 
@@ -258,18 +258,20 @@ class RedisStore:
             raise self._closed_because
         return await self._group_commit.write(request)
 
-    async def _commit(self, pairs: Sequence[str]) -> Committed:
+    async def _commit(self, link: Link, pairs: Sequence[str]) -> Committed:
         """One run of the write script."""
-        reply = await self._ask(self._writer, "write", self._now_us(), self._clock, *pairs)
+        reply = await self._ask(link, "write", self._now_us(), self._clock, *pairs)
         if reply[0] == b"lost":
             lost = self._lost()
             self._set_closed(lost)
             raise lost
-        vector = _vector(reply[1])
-        outcomes = zip(reply[2::4], reply[3::4], strict=True)
+        vector, previous, replies = _vector(reply[1]), int(reply[2]), reply[3:]
+        outcomes = zip(replies[::4], replies[1::4], strict=True)
         first = next((int(revision) for outcome, revision in outcomes if outcome == b"written"), 0)
-        self._advance(vector[self._origin], vector, first)
-        return Committed(self._origin, vector, reply[2:])
+        # Two groups may be on their way, and the later one be answered first.
+        is_next = previous == self._vector.get(self._origin, 0)
+        self._advance(vector[self._origin], vector, first if is_next else 0)
+        return Committed(self._origin, vector, replies)
 
     async def merge(self, batch: bytes) -> Merged:
         """Take in transactions of other origins, a line each, as they came from a peer.

@@ -165,8 +165,8 @@ class LuaNode:
     def write(self, changes: list[Change], now_us: int) -> None:
         reply = self.run("write", now_us, self._known, encode_body(TENANT, changes), "")
         assert reply[0] == b"stored"
-        assert reply[2] == b"written"
-        self._known = int(reply[3])
+        assert reply[3] == b"written"
+        self._known = int(reply[4])
         self._note_own()
 
     def receive(self, batch: list[bytes], now_us: int) -> str:
