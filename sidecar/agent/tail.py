@@ -30,7 +30,7 @@ class Tail:
         # The buffer holds every entry with a revision above this one, up to the newest.
         self._complete_after: int | None = None
         self._newest = 0
-        self._waiting = 0
+        self._waiting: list[int] = []
         self._wanted = asyncio.Event()
         self._grown: asyncio.Future[None] | None = None
 
@@ -44,20 +44,25 @@ class Tail:
             idle_since = clock()
             await self._wanted.wait()
             await self._store.opened()
-            if self._complete_after is None or clock() - idle_since > IDLE_S:
-                self._skip_ahead()
+            if clock() - idle_since > IDLE_S:
+                # What came while nobody waited may be more than anyone wants to read.
+                self._begin(min(self._waiting))
+            newest = self._newest
             try:
-                self._take(await self._store.feed_news(self._newest, READ_COUNT, WAIT_MS))
+                entries = await self._store.feed_news(newest, READ_COUNT, WAIT_MS)
             except Unavailable as unavailable:
                 log.debug("tail waits for the store", extra={"reason": unavailable.message})
                 await asyncio.sleep(0.05)
+                continue
+            if newest == self._newest:
+                self._take(entries)
 
-    def _skip_ahead(self) -> None:
-        """Begin at the tip: what came while nobody waited may be more than anyone wants to read."""
-        self._entries.clear()
-        self._changes = 0
-        self._complete_after = self._newest = self._store.revision
-        self._wake()
+    def _begin(self, revision: int) -> None:
+        """Hold what follows this revision, and nothing before it."""
+        if self._complete_after is None or revision > self._newest:
+            self._entries.clear()
+            self._changes = 0
+            self._complete_after = self._newest = revision
 
     def _take(self, entries: list[FeedEntry]) -> None:
         if not entries:
@@ -72,9 +77,6 @@ class Tail:
         if dropped:
             self._complete_after = self._entries[dropped - 1].revision
             del self._entries[:dropped]
-        self._wake()
-
-    def _wake(self) -> None:
         if self._grown is not None:
             self._grown.set_result(None)
             self._grown = None
@@ -88,13 +90,17 @@ class Tail:
             if self._complete_after is not None and revision >= self._complete_after:
                 if found := self._buffered(revision, count):
                     return found
-                await self._wait()
+                await self._wait(revision)
                 continue
-            newest = self._newest
-            if entries := await self._store.feed_after(revision, count):
+            entries = await self._store.feed_after(revision, count)
+            if len(entries) < count and self._complete_after is None:
+                # The first to come to the tip: here the buffer begins.
+                self._begin(revision)
+                self._take(entries)
+            if entries:
                 return entries
-            if newest == self._newest:
-                await self._wait()
+            if self._complete_after is None or revision < self._complete_after:
+                await self._wait(revision)
 
     async def entries_after(self, revision: int) -> AsyncIterator[list[FeedEntry]]:
         """Lists of consecutive entries that follow this revision; never ends."""
@@ -115,16 +121,16 @@ class Tail:
         start = bisect_right(self._entries, revision, key=lambda entry: entry.revision)
         return self._entries[start : start + count]
 
-    async def _wait(self) -> None:
+    async def _wait(self, revision: int) -> None:
         """Until the buffer has grown; keeps `run` reading for so long."""
         if self._grown is None:
             self._grown = asyncio.get_running_loop().create_future()
-        self._waiting += 1
+        self._waiting.append(revision)
         self._wanted.set()
         try:
             await asyncio.shield(self._grown)
         finally:
-            self._waiting -= 1
+            self._waiting.remove(revision)
             if not self._waiting:
                 self._wanted.clear()
 

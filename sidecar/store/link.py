@@ -109,7 +109,10 @@ class Link:
 
     async def _connect(self) -> None:
         if self.is_connected:
-            return
+            if not self._has_ended():
+                return
+            # The server has gone, and what is sent now would have an unknown outcome for no reason.
+            await self.close()
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._connection.connect()
@@ -118,6 +121,11 @@ class Link:
             raise Unavailable(
                 "store_unavailable", f"Redis does not answer: {self._spelled(error)}"
             ) from error
+
+    def _has_ended(self) -> bool:
+        # redis-py tells it by trying to read, with a time limit, which costs more than the command.
+        reader: asyncio.StreamReader | None = getattr(self._connection, "_reader", None)
+        return reader is not None and reader.at_eof()
 
     def _spelled(self, error: Exception) -> str:
         return str(error) or f"nothing within {self._timeout_s:.0f} s"

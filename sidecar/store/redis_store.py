@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 STORE_FORMAT = 1
 PARTITIONS = 1
 READERS = 8
+PING_S = 1.0
 
 
 class RedisStore:
@@ -133,7 +134,19 @@ class RedisStore:
             self._closed.clear()
             self._opened.set()
             log.info("store open", extra={"origin": self._origin, "revision": self._clock})
-            await self._closed.wait()
+            await self._watch_over()
+
+    async def _watch_over(self) -> None:
+        """Returns when the store has closed; notices also while nobody asks for anything."""
+        while self._opened.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PING_S):
+                    await self._closed.wait()
+                    return
+            try:
+                await self._control.call("PING")
+            except Unavailable as unavailable:
+                await self._broke(self._control, unavailable)
 
     def _note_closed(self, attempt: tenacity.RetryCallState) -> None:
         reason = attempt.outcome.exception() if attempt.outcome else None
