@@ -14,18 +14,19 @@ CODE = sorted((ROOT / "sidecar").rglob("*.py"))
 
 # Spelled apart, so that this file does not name them.
 REGISTRY_HOSTS = [
-    name.encode() + b"." + end.encode()
-    for name, end in [
+    ".".join(words).encode()
+    for words in [
         ("pypi", "org"),
-        ("pypi", "python.org"),
-        ("files", "pythonhosted.org"),
-        ("registry", "npmjs.org"),
-        ("registry", "yarnpkg.com"),
+        ("pypi", "python", "org"),
+        ("pythonhosted", "org"),
+        ("npmjs", "org"),
+        ("yarnpkg", "com"),
         ("crates", "io"),
-        ("proxy", "golang.org"),
+        ("golang", "org"),
         ("rubygems", "org"),
-        ("conda", "anaconda.org"),
+        ("anaconda", "org"),
         ("luarocks", "org"),
+        ("debian", "org"),
     ]
 ]
 
