@@ -7,12 +7,11 @@ siblings or stores.
 
 import json
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import blake2b
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from sidecar.errors import Refused
 
@@ -197,20 +196,6 @@ def bucket_of(tenant: str, resource: str) -> int:
     """The bucket, 0 to 4,095, in which all tuples of a resource lie."""
     text = f"{len(tenant)}:{tenant}{_bytes(resource)}:{resource}"
     return int.from_bytes(blake2b(text.encode(), digest_size=5).digest()) % BUCKETS
-
-
-def to_json(relationship: Relationship) -> dict[str, object]:
-    """The relationship as applications write it; the tenant is left to the caller."""
-    shown: dict[str, object] = {
-        "resource": relationship.resource,
-        "relation": relationship.relation,
-        "subject": relationship.subject,
-    }
-    if relationship.condition is not None:
-        shown["condition"] = cast("Mapping[str, object]", json.loads(relationship.condition))
-    if relationship.expires_at is not None:
-        shown["expires_at"] = format_expires_at(relationship.expires_at)
-    return shown
 
 
 def _is_deeper_than(levels: int, condition: object) -> bool:

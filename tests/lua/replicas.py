@@ -20,7 +20,7 @@ from sidecar.core.relationship import (
     tuple_hash,
 )
 from sidecar.core.state import TupleState, Winner, absorb, write
-from sidecar.core.vector import Vector, Version, above, order, pointwise_max
+from sidecar.core.vector import Vector, Version, above, pointwise_max
 from sidecar.core.wire import encode_body
 from sidecar.store.keys import Keys
 from sidecar.store.scripts import script
@@ -272,16 +272,6 @@ def decode_state(text: str) -> TupleState:
     assert long["siblings"][0][2] == sign
     beyond = {origin: int(t) for origin, t in long.get("beyond", {}).items()}
     return TupleState(siblings, beyond)
-
-
-def winner_first(text: str, rules: Rules) -> bool:
-    """Whether the stored text names the winner first, as readers rely on."""
-    rest = text[1:]
-    if not rest.startswith("{"):
-        return True
-    timestamp, origin, *_ = json.loads(rest)["siblings"][0]
-    siblings = decode_state(text).siblings
-    return order(rules.winner(siblings)) == order((int(timestamp), origin))
 
 
 def _operation(sign: str) -> Operation:
