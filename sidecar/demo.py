@@ -40,6 +40,7 @@ REGIONS = (
     "af-south-1",
 )
 MAX_REGIONS = 16
+LOOK_AGAIN_S = 1.0  # for a node that somebody else starts; nothing tells us
 PORTS_PER_NODE = 10
 HEALTH_PAUSE_S = 0.1
 STILL_WAITING_S = 10.0
@@ -342,7 +343,7 @@ async def _watch(each: _Running, config: Path, say: Callable[[str], None]) -> No
     )
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
         while not await _is_healthy(session, node):  # noqa: ASYNC110 (it is another process)
-            await asyncio.sleep(1)
+            await asyncio.sleep(LOOK_AGAIN_S)
     say(f"{node.name} ({node.region}) answers again; it is yours now, the demo will not end it")
 
 

@@ -10,12 +10,12 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sidecar.store.embedded import LOG_NAME, SOCKET_NAME, server_command
+from tests.waiting import wait_until
 
 START_LIMIT_S = 20.0
 
@@ -77,15 +77,23 @@ def start_valkey(
             stderr=output,
         )
     valkey = RealValkey(folder, server)
-    deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline and server.poll() is None:
+
+    def said() -> str:
+        return f"Valkey has started: {(folder / LOG_NAME).read_text()[-2000:]}"
+
+    def answers() -> bool:
+        assert server.poll() is None, said()
         with contextlib.suppress(OSError):
-            if valkey.call("PING").startswith(b"+PONG"):
-                return valkey
-        time.sleep(0.01)
-    server.kill()
-    server.wait()
-    raise AssertionError(f"Valkey did not start: {(folder / LOG_NAME).read_text()[-2000:]}")
+            return valkey.call("PING").startswith(b"+PONG")
+        return False
+
+    try:
+        wait_until(answers, said, START_LIMIT_S)
+    except AssertionError:
+        server.kill()
+        server.wait()
+        raise
+    return valkey
 
 
 @contextlib.contextmanager
@@ -154,7 +162,8 @@ def children_of(pid: int) -> list[int]:
 
 def wait_until_gone(pids: Sequence[int], limit_s: float = 20.0) -> None:
     """Return when none of these processes runs; fail with those that still do."""
-    deadline = time.monotonic() + limit_s
-    while left := [pid for pid in pids if is_alive(pid)]:
-        assert time.monotonic() < deadline, f"still running: {left}"
-        time.sleep(0.02)
+
+    def left() -> list[int]:
+        return [pid for pid in pids if is_alive(pid)]
+
+    wait_until(lambda: not left(), lambda: f"these have ended; {left()} run", limit_s)

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from sidecar.store.embedded import SOCKET_NAME
 from sidecar.store.keys import Keys
 from sidecar.tether import tethered
 from tests.servers import children_of, free_ports, is_alive, wait_until_gone
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
@@ -48,16 +48,6 @@ Triple = tuple[str, str, str]
 """Resource, relation, subject."""
 Made = tuple[str, Triple]
 """A change as a watcher is told it: `insert` or `delete`, and of what."""
-
-
-def wait_until(condition: Callable[[], object], what: str, limit_s: float = 20.0) -> float:
-    """Wait for a condition and return the seconds it took; fail with `what` at the limit."""
-    began = time.monotonic()
-    while not condition():
-        waited_s = time.monotonic() - began
-        assert waited_s < limit_s, f"after {waited_s:.1f} s still not so: {what}"
-        time.sleep(0.01)
-    return time.monotonic() - began
 
 
 class Answer(NamedTuple):

@@ -24,11 +24,6 @@ def incarnation(now_ms: int, random_bits: int) -> str:
     return _base36(now_ms, _TIME_DIGITS) + _base36(random_bits, _RANDOM_DIGITS)
 
 
-def began_ms(origin: str) -> int:
-    """When an origin's incarnation began, in milliseconds since 1970."""
-    return int(origin.partition(".")[2][:_TIME_DIGITS], 36)
-
-
 def _base36(number: int, width: int) -> str:
     digits = ""
     for _ in range(width):

@@ -16,7 +16,8 @@ import pytest
 from sidecar.core.clock import incarnation
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from tests.e2e.conftest import MakeWorld
-from tests.world import HOST, Node, World, documents, wait_until
+from tests.waiting import wait_until
+from tests.world import HOST, Node, World, documents
 
 MIB = 1024 * 1024
 ORIGIN = f"node2.{incarnation(1_790_000_000_000, 7)}"

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.servers import children_of, free_ports, wait_until_gone
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -53,12 +53,13 @@ class OneNode:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + START_LIMIT_S
-        while not self.is_healthy():
-            log_text = (self.folder / "log.txt").read_text()
-            assert self.process.poll() is None, log_text
-            assert time.monotonic() < deadline, log_text
-            time.sleep(0.05)
+        process, log_file = self.process, self.folder / "log.txt"
+
+        def is_up() -> bool:
+            assert process.poll() is None, log_file.read_text()
+            return self.is_healthy()
+
+        wait_until(is_up, log_file.read_text, START_LIMIT_S)
 
     def is_healthy(self) -> bool:
         try:

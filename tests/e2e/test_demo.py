@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import children_of, free_base_port, is_alive, wait_until_gone
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 START_LIMIT_S = 60.0
@@ -32,11 +33,13 @@ class Demo:
         return self.output.read_text()
 
     def wait_for(self, words: str, limit_s: float = START_LIMIT_S) -> None:
-        deadline = time.monotonic() + limit_s
-        while words not in self.said:
+        def has_said_it() -> bool:
+            if words in self.said:
+                return True
             assert self.process.poll() is None, f"the demo has ended: {self.said}"
-            assert time.monotonic() < deadline, f"it never said {words!r}: {self.said}"
-            time.sleep(0.05)
+            return False
+
+        wait_until(has_said_it, lambda: f"it said {words!r}: {self.said}", limit_s)
 
     def pasted(self, words: str) -> str:
         """The line of the output that can be pasted and contains `words`."""
@@ -98,10 +101,7 @@ def pasted_curl(line: str) -> str:
 
 
 def read_until(line: str, words: str, limit_s: float = 10.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while words not in (answer := pasted_curl(line)):
-        assert time.monotonic() < deadline, f"never read {words!r}: {answer}"
-        time.sleep(0.05)
+    wait_until(lambda: words in pasted_curl(line), f"{words!r} is read", limit_s)
 
 
 def is_healthy(port: int) -> bool:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.conftest import MakeWorld
-from tests.world import UPDATE, Node, Triple, World, documents, triple_of, wait_until
+from tests.waiting import wait_until
+from tests.world import UPDATE, Node, Triple, World, documents, triple_of
 
 TUPLES = documents(range(8))
 WRITERS_PER_REGION = 2

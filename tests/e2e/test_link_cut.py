@@ -6,7 +6,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.conftest import MakeWorld
-from tests.world import Node, Triple, World, documents, wait_until
+from tests.waiting import wait_until
+from tests.world import Node, Triple, World, documents
 
 TUPLES = 1_000
 PER_REQUEST = 100

@@ -6,7 +6,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import MakeWorld
-from tests.world import ROOT, World, ask, documents, wait_until
+from tests.waiting import wait_until
+from tests.world import ROOT, World, ask, documents
 
 SEED = {
     "inferadb_replication_changes_total": "counter",

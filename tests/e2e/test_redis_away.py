@@ -8,7 +8,8 @@ import pytest
 
 from tests.e2e.conftest import MakeWorld
 from tests.servers import RealValkey, free_ports, start_valkey
-from tests.world import HOST, LIST, WRITE, Answer, Node, documents, wait_until
+from tests.waiting import wait_until
+from tests.world import HOST, LIST, WRITE, Answer, Node, documents
 
 
 @dataclass

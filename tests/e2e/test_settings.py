@@ -9,7 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.conftest import MakeWorld
-from tests.world import Node, World, documents, wait_until
+from tests.waiting import wait_until
+from tests.world import Node, World, documents
 
 SHORT, NESTED = "INFERADB__REPLICATION__", "INFERADB__REPLICATION__AGENT__"
 

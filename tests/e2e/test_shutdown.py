@@ -7,7 +7,8 @@ import time
 
 from tests.e2e.conftest import MakeWorld
 from tests.servers import free_ports
-from tests.world import WRITE, Answer, Node, Triple, documents, wait_until
+from tests.waiting import wait_until
+from tests.world import WRITE, Answer, Node, Triple, documents
 
 DRAIN_LIMIT_S = 20.0
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.e2e.conftest import MakeWorld
+from tests.waiting import wait_until
 from tests.world import (
     ROOT,
     Made,
@@ -24,7 +25,6 @@ from tests.world import (
     sidecar,
     sidecar_command,
     triple_of,
-    wait_until,
 )
 
 FILE = "tests/data/org-history.ndjson.gz"

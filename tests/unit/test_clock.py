@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.clock import RANDOM_BITS, began_ms, incarnation, tick
+from sidecar.core.clock import RANDOM_BITS, incarnation, tick
 
 TIMES = st.integers(0, 2**52)
 LAST_MS = 36**8 - 1
@@ -35,11 +35,6 @@ def test_later_incarnations_are_greater_by_bytes(a: int, b: int, x: int, y: int)
     one, two = incarnation(a, x), incarnation(b, y)
     assert (one.encode() < two.encode()) == ((a, x) < (b, y))
     assert (one == two) == ((a, x) == (b, y))
-
-
-@given(MOMENTS_MS, BITS)
-def test_an_incarnation_tells_when_it_began(now_ms: int, bits: int) -> None:
-    assert began_ms(f"node-1.{incarnation(now_ms, bits)}") == now_ms
 
 
 def test_names_of_incarnations_are_what_they_have_always_been() -> None:
