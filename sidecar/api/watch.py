@@ -9,6 +9,7 @@ The events of one transaction come together, in order; the last one that passes 
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from sidecar.core.relationship import Change, type_of
 from sidecar.errors import Refused, SidecarError, Unavailable
 from sidecar.store.feed import FeedEntry
 from sidecar.store.redis_store import RedisStore
+
+log = logging.getLogger(__name__)
 
 FROM_START = "start"
 """The cursor that stands for the oldest transaction the feed still has."""
@@ -164,7 +167,8 @@ class Watch:
         except ConnectionError:
             pass  # the reader has gone
         except TimeoutError:
-            # Too slow: what waits in the buffers is dropped with the connection, and the reader
+            log.info("watcher cut off: it reads too slowly", extra={"watcher": request.remote})
+            # What waits in the buffers is dropped with the connection, and the reader
             # resumes behind the last event it took.
             if request.transport is not None:
                 request.transport.abort()
