@@ -6,14 +6,17 @@
 -- ARGV 3 skew_us     how far ahead of now_us a timestamp may be
 -- ARGV 4 rules       JSON of the conflict strategy
 -- ARGV 5 batch       transactions as they came from the peer: JSON, one a line
--- REPLY  outcome     "applied" | "gap" | "skew" | "lost" | "contradiction"; whatever stops the
---                    batch, the transactions before it are applied. Then a detail in words, the clock, and how many
---                    transactions, conflicts won by what was stored here, conflicts won by what
---                    arrived; last the vector as JSON
+-- REPLY  outcome     "applied" | "gap" | "lost" | "contradiction"; whatever stops the batch, the
+--                    transactions before it are applied. Then a detail in words, the clock, and how
+--                    many transactions, conflicts won by what was stored here, conflicts won by what
+--                    arrived; the vector as JSON; last JSON, origin to reason, of what was parked:
+--                    it holds the rest of its origin, the other origins go on
 -- ERRORS BADBATCH    not a batch of a known format; nothing was written
 --
 -- @include keys
 -- @include node
+-- @include pages
+-- @include parked
 -- @include strategy
 -- @include transaction
 -- @include tuples
@@ -21,7 +24,7 @@ local now_us, skew_us = tonumber(ARGV[1]), tonumber(ARGV[3])
 local rules = strategy.from(ARGV[4])
 if not rules then return redis.error_reply('BADBATCH unknown strategy') end
 local self = node.read(ARGV[2])
-if not self then return { 'lost', '', '0', '0', '0', '0', '{}' } end
+if not self then return { 'lost', '', '0', '0', '0', '0', '{}', '{}' } end
 
 -- Everything is decoded before the first write, so that an error leaves nothing half done.
 local batch = {}
@@ -51,24 +54,32 @@ local function resolve(tx, revision)
   local unreached = state.above(tx.context, nil, self.vector)
   local states, effects, here, there = {}, nil, 0, 0
   for index, change in ipairs(tx.changes) do
-    local old = tuples.read(tx.tenant, change)
+    local page = pages.of(change.bucket)
+    local is_taken = page and tx.timestamp <= (page[tx.origin] or 0)
+    local old = not is_taken and tuples.read(tx.tenant, change)
     local sibling = {
       at = tx.timestamp, origin = tx.origin, insert = change.insert,
       condition = change.insert and change.condition or nil,
       expires_at = change.insert and change.expires_at or nil,
     }
-    local new, conflicts = state.absorb(old, sibling, tx.previous, tx.context,
-      tx.beyond and tx.beyond[number.text(index)], self.vector, unreached, rules, revision)
-    if not new then
+    local new, conflicts
+    if is_taken then
+      -- It came with a page, and so did what overwrote it.
+      new, conflicts = false, 0
+    else
+      new, conflicts = state.absorb(old or nil, sibling, tx.previous, tx.context,
+        tx.beyond and tx.beyond[number.text(index)], self.vector, unreached, rules, revision)
+    end
+    if new == nil then
       self.vector[tx.origin] = reached_before
       return nil
     end
-    if new.siblings[1] == sibling then
+    if new and new.siblings[1] == sibling then
       there = there + conflicts
     else
       here = here + conflicts
       effects = effects or {}
-      effects[number.text(index)] = effect(old, new)
+      effects[number.text(index)] = new and effect(old, new) or { '=' }
     end
     states[index] = { old or false, new }
   end
@@ -77,35 +88,35 @@ end
 
 for _, tx in ipairs(batch) do
   local reached = self.vector[tx.origin] or 0
-  if tx.timestamp > reached then
+  if tx.timestamp > reached and not parked.holds(tx.origin) then
     if tx.previous > reached then
       outcome = 'gap'
       detail = tx.origin .. ' continues ' .. number.text(tx.previous) .. ', here it is at '
         .. number.text(reached)
       break
     end
-    if tx.timestamp > now_us + skew_us then
-      outcome = 'skew'
-      detail = tx.origin .. ' is ' .. number.text((tx.timestamp - now_us) / 1000)
-        .. ' ms ahead of the clock of this node'
-      break
-    end
     if tx.origin == self.origin then
       outcome, detail = 'lost', 'a peer holds writes of this node that are not stored here'
       break
     end
-    local revision = node.tick(self, now_us, tx.timestamp)
-    local states, effects, here, there = resolve(tx, revision)
-    if not states then
-      outcome, detail = 'contradiction', 'the contexts that ' .. tx.origin .. ' sent contradict'
-      break
+    if tx.timestamp > now_us + skew_us then
+      parked.put(tx, now_us, 'it is ' .. number.text((tx.timestamp - now_us) / 1000)
+        .. ' ms ahead of the clock of this node')
+    else
+      local revision = node.tick(self, now_us, tx.timestamp)
+      local states, effects, here, there = resolve(tx, revision)
+      if not states then
+        outcome, detail = 'contradiction', 'the contexts that ' .. tx.origin .. ' sent contradict'
+        break
+      end
+      for index, change in ipairs(tx.changes) do
+        local old, new = states[index][1], states[index][2]
+        if new then tuples.write(tx.tenant, change, old or nil, new) end
+      end
+      node.append(self, revision, tx.origin, tx.timestamp, #tx.changes, tx.text, effects)
+      raised[tx.origin] = tx.timestamp
+      applied, won_here, won_there = applied + 1, won_here + here, won_there + there
     end
-    for index, change in ipairs(tx.changes) do
-      tuples.write(tx.tenant, change, states[index][1] or nil, states[index][2])
-    end
-    node.append(self, revision, tx.origin, tx.timestamp, #tx.changes, tx.text, effects)
-    raised[tx.origin] = tx.timestamp
-    applied, won_here, won_there = applied + 1, won_here + here, won_there + there
   end
 end
 
@@ -113,9 +124,10 @@ if applied > 0 then
   redis.call('HSET', keys.meta, 'clock', number.text(self.clock))
   for origin, timestamp in pairs(raised) do
     redis.call('HSET', keys.vector, origin, number.text(timestamp))
+    parked.clear(origin)
   end
 end
 return {
   outcome, detail, number.text(self.clock), number.text(applied), number.text(won_here),
-  number.text(won_there), node.vector_json(self.vector),
+  number.text(won_there), node.vector_json(self.vector), parked.json(),
 }

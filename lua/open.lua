@@ -8,7 +8,12 @@
 -- ARGV 5 format       number of the stored format
 -- ARGV 6 partitions   partition count
 -- ARGV 7 rules        fingerprint of the conflict strategy
--- REPLY  outcome      "opened" | "lost", then origin, clock, vector as JSON
+-- ARGV 8 run_id       of the server: another one than before means that it was restarted
+-- ARGV 9 proof        "1": it is known that nothing is missing; "": peers must say so, or a new
+--                     incarnation begins
+-- REPLY  outcome      "opened" | "unproven" | "lost", then origin, clock, vector as JSON; "1" while
+--                     the incarnation is exposed, the vector it must reach as JSON if it is behind,
+--                     the progress of a state transfer, and the floor as JSON
 -- ERRORS WRONGNODE    the data belongs to another node
 -- ERRORS WRONGFORMAT  the data has another format or partition count
 -- ERRORS WRONGRULES   the data was merged under another strategy
@@ -16,20 +21,17 @@
 -- @include keys
 -- @include node
 -- @include transaction
-local now_us, known = tonumber(ARGV[1]), ARGV[2]
+local known = ARGV[2]
+local lost = { 'lost', '', '0', '{}', '', '', '', '{}' }
 local meta = redis.call('HMGET', keys.meta, 'node', 'format', 'partitions', 'rules')
 
 if not meta[1] then
-  if tonumber(known) > 0 then return { 'lost', '', '0', '{}' } end
-  -- A data set begins with an empty transaction, so that its incarnation stands in the vector of
-  -- everyone who has heard of it.
-  local origin = ARGV[3] .. '.' .. ARGV[4]
-  redis.call('HSET', keys.meta, 'node', ARGV[3], 'origin', origin, 'format', ARGV[5],
-    'partitions', ARGV[6], 'rules', ARGV[7], 'clock', number.text(now_us))
-  redis.call('HSET', keys.vector, origin, number.text(now_us))
-  node.append(nil, now_us, origin, now_us, 0, '{"format":' .. transaction.format
-    .. ',"origin":"' .. origin .. '","timestamp":"' .. number.text(now_us)
-    .. '","previous":"0","context":{},"tenant":"default","changes":[]}')
+  if tonumber(known) > 0 then return lost end
+  local fresh = { vector = {} }
+  redis.call('HSET', keys.meta, 'node', ARGV[3], 'format', ARGV[5], 'partitions', ARGV[6],
+    'rules', ARGV[7], 'run_id', ARGV[8])
+  node.begin(fresh, ARGV[3] .. '.' .. ARGV[4], tonumber(ARGV[1]), transaction.format)
+  if ARGV[9] ~= '1' then redis.call('HSET', keys.meta, 'exposed', ARGV[1]) end
 elseif meta[1] ~= ARGV[3] then
   return redis.error_reply('WRONGNODE ' .. meta[1])
 elseif meta[2] ~= ARGV[5] or meta[3] ~= ARGV[6] then
@@ -39,5 +41,20 @@ elseif meta[4] ~= ARGV[7] then
 end
 
 local self = node.read(known)
-if not self then return { 'lost', '', '0', '{}' } end
-return { 'opened', self.origin, number.text(self.clock), node.vector_json(self.vector) }
+if not self then return lost end
+local outcome = 'opened'
+if redis.call('HGET', keys.meta, 'run_id') ~= ARGV[8] then
+  -- What this process knows to be stored is there, or somebody else says that nothing is missing.
+  if ARGV[9] == '1' or tonumber(known) > 0 then
+    redis.call('HSET', keys.meta, 'run_id', ARGV[8])
+  else
+    outcome = 'unproven'
+  end
+end
+local floor, flat = {}, redis.call('HGETALL', keys.floor)
+for i = 1, #flat, 2 do floor[flat[i]] = tonumber(flat[i + 1]) end
+return {
+  outcome, self.origin, number.text(self.clock), node.vector_json(self.vector),
+  self.exposed and '1' or '', redis.call('HGET', keys.meta, 'behind') or '',
+  redis.call('HGET', keys.meta, 'transfer') or '', node.vector_json(floor),
+}

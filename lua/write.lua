@@ -5,19 +5,22 @@
 -- ARGV 2 known     highest timestamp this process knows to be stored
 -- ARGV 3… pairs    per write: its body, `"tenant":"…","changes":[…]}`, the tail of the JSON of
 --                  its transaction; and "" or JSON {"expected", "key", "hash"}, each optional
--- REPLY  outcome   "stored" | "lost", then the vector as JSON, the timestamp of this node's write
---                  before these, then four texts per write:
+-- REPLY  outcome   "stored" | "behind" | "lost", then the vector as JSON, the timestamp of this
+--                  node's write before these, its origin, then four texts per write:
 --                  "written" | "replayed" | "mismatch" | "reused", revision, deleted, answer
 --                  (for "replayed": JSON {"written", "vector"} of the first time)
 -- ERRORS BADWRITE  a body is malformed; nothing was written
 --
 -- @include keys
 -- @include node
+-- @include pages
 -- @include transaction
 -- @include tuples
+-- @include undo
 local now_us = tonumber(ARGV[1])
 local self = node.read(ARGV[2])
-if not self then return { 'lost', '{}', '0' } end
+if not self then return { 'lost', '{}', '0', '' } end
+if self.behind then return { 'behind', '{}', '0', '' } end
 
 -- Everything is decoded before the first write, so that an error leaves nothing half done.
 local writes = {}
@@ -31,7 +34,7 @@ for i = 3, #ARGV, 2 do
 end
 
 local context_json = node.vector_json(self.vector, self.origin)
-local reply = { 'stored', '', number.text(self.vector[self.origin]) }
+local reply = { 'stored', '', number.text(self.vector[self.origin]), self.origin }
 
 local function answer(outcome, revision, deleted, text)
   reply[#reply + 1] = outcome
@@ -86,9 +89,10 @@ local function commit(write)
       condition = change.insert and change.condition or nil,
       expires_at = change.insert and change.expires_at or nil,
     }, self.vector)
-    if new.beyond then
-      beyond[#beyond + 1] = '"' .. index .. '":' .. node.vector_json(new.beyond)
-    end
+    local page = pages.of(change.bucket)
+    local seen = page and state.above(new.beyond, page, self.vector) or new.beyond
+    if seen then beyond[#beyond + 1] = '"' .. index .. '":' .. node.vector_json(seen) end
+    if self.exposed then undo.note(write.tenant, change, old) end
     tuples.write(write.tenant, change, old, new)
   end
   self.vector[self.origin] = at

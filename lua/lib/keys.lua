@@ -9,13 +9,20 @@ do
   keys.digest = base .. 'digest'
   keys.unsettled = base .. 'unsettled'
   keys.tenants = base .. 'tenants'
+  keys.beyond = base .. 'beyond'
+  keys.floor = base .. 'floor'
+  keys.undo = base .. 'undo'
+  keys.aside = base .. 'aside'
+  keys.parked = base .. 'parked'
 
   function keys.tuples(tenant, resource) return base .. 't:' .. tenant .. '/' .. resource end
   function keys.subject(tenant, subject) return base .. 's:' .. tenant .. '/' .. subject end
   function keys.type(tenant, type) return base .. 'x:' .. tenant .. '/' .. type end
   function keys.types(tenant) return base .. 'x:' .. tenant end
+  function keys.known(node) return base .. 'known:' .. node end
   function keys.bucket(bucket) return base .. 'b:' .. bucket end
   function keys.idempotency(name) return base .. 'i:' .. name end
   -- What `b:` sets hold: the name of a `t:` key without the base.
+  function keys.stored(member) return base .. 't:' .. member end
   function keys.member(tenant, resource) return tenant .. '/' .. resource end
 end

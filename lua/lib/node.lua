@@ -7,17 +7,39 @@ do
   -- known: the highest timestamp that the calling process knows to be stored. Returns nil when
   -- the store has less: it lost data, and nothing may be written.
   function node.read(known)
-    local meta = redis.call('HMGET', keys.meta, 'origin', 'clock')
+    local meta = redis.call('HMGET', keys.meta, 'origin', 'clock', 'exposed', 'behind')
     if not meta[1] or not meta[2] or tonumber(meta[2]) < tonumber(known) then return nil end
     local vector = {}
     local flat = redis.call('HGETALL', keys.vector)
     for i = 1, #flat, 2 do vector[flat[i]] = tonumber(flat[i + 1]) end
-    return { origin = meta[1], clock = tonumber(meta[2]), vector = vector }
+    return {
+      origin = meta[1], clock = tonumber(meta[2]), vector = vector, exposed = meta[3] and true or false,
+      behind = meta[4] and true or false,
+    }
   end
 
   function node.tick(self, now_us, seen)
     self.clock = math.max(now_us, self.clock + 1, seen + 1)
     return self.clock
+  end
+
+  -- An empty transaction, with which an incarnation begins: whoever has heard of it then has its
+  -- name in the vector.
+  function node.begin(self, origin, at, format)
+    self.origin, self.clock = origin, at
+    self.vector[origin] = at
+    redis.call('HSET', keys.meta, 'origin', origin, 'clock', number.text(at))
+    redis.call('HSET', keys.vector, origin, number.text(at))
+    node.append(self, at, origin, at, 0, '{"format":' .. format
+      .. ',"origin":"' .. origin .. '","timestamp":"' .. number.text(at)
+      .. '","previous":"0","context":{},"tenant":"default","changes":[]}')
+  end
+
+  -- A vector from its JSON, as Python encodes it.
+  function node.vector_of(text)
+    local vector = {}
+    for origin, timestamp in pairs(cjson.decode(text)) do vector[origin] = tonumber(timestamp) end
+    return vector
   end
 
   -- JSON of a vector; `without`: an origin that is left out.

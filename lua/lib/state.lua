@@ -10,6 +10,7 @@
 -- The winner comes first; the leading sign is the winner's, `+` is visible.
 --
 -- @include number
+-- @include version
 local state = {}
 do
   function state.decode(value)
@@ -99,6 +100,16 @@ do
     return a.insert == b.insert and a.condition == b.condition and a.expires_at == b.expires_at
   end
 
+  -- The winner comes first.
+  local function ranked(siblings, rules)
+    local best = 1
+    for index = 2, #siblings do
+      if rules.wins(siblings[index], siblings[best]) then best = index end
+    end
+    siblings[1], siblings[best] = siblings[best], siblings[1]
+    return rules.keeps_losers and siblings or { siblings[1] }
+  end
+
   -- One change of another origin that this node has not received before.
   -- context: what it had overwritten, beside its own origin up to `previous`; extra: the same,
   -- for this tuple alone, or nil. reached: this node's vector once the transaction is applied;
@@ -127,20 +138,89 @@ do
     end
     if arrives then siblings[#siblings + 1] = sibling end
     if not siblings[1] then return nil, 0 end
-    local best = 1
-    for index = 2, #siblings do
-      if rules.wins(siblings[index], siblings[best]) then best = index end
-    end
-    siblings[1], siblings[best] = siblings[best], siblings[1]
+    siblings = ranked(siblings, rules)
     local beyond = nil
     if old.beyond or unreached or extra then
       beyond = state.above(state.above(old.beyond, unreached, reached), extra, reached)
     end
     local kept = siblings[1] == old.siblings[1]
     return {
-      siblings = rules.keeps_losers and siblings or { siblings[1] },
+      siblings = siblings,
       beyond = beyond,
       revision = kept and old.revision or revision,
     }, conflicts
+  end
+
+  local function is_covered(sibling, contexts)
+    for _, context in ipairs(contexts) do
+      if sibling.at <= (context[sibling.origin] or 0) then return true end
+    end
+    return false
+  end
+
+  local function find(siblings, wanted)
+    for _, sibling in ipairs(siblings) do
+      if sibling.at == wanted.at and sibling.origin == wanted.origin then return sibling end
+    end
+    return nil
+  end
+
+  -- Two states of one tuple, either may be nil; the join of core/state.py. Contexts are lists of
+  -- vectors. reached: a list of vectors, what leaves `beyond`. Returns the new state (nil: nothing
+  -- is left), and the pairs {stored, arrived} of siblings that stand beside each other and differ.
+  function state.join(mine, theirs, my_contexts, their_contexts, reached, rules, revision)
+    local stored, arriving = mine and mine.siblings or {}, theirs and theirs.siblings or {}
+    local siblings, conflicts = {}, {}
+    for _, sibling in ipairs(stored) do
+      if find(arriving, sibling) or not is_covered(sibling, their_contexts) then
+        siblings[#siblings + 1] = sibling
+      end
+    end
+    local new = {}
+    for _, sibling in ipairs(arriving) do
+      if not find(stored, sibling) and not is_covered(sibling, my_contexts) then
+        new[#new + 1] = sibling
+      end
+    end
+    table.sort(new, function(a, b) return version.newer(b.at, b.origin, a.at, a.origin) end)
+    for _, sibling in ipairs(new) do
+      for _, beside in ipairs(siblings) do
+        if not same(beside, sibling) then conflicts[#conflicts + 1] = { beside, sibling } end
+      end
+      siblings[#siblings + 1] = sibling
+    end
+    if not siblings[1] then return nil, conflicts end
+    siblings = ranked(siblings, rules)
+    local beyond = state.above(mine and mine.beyond, theirs and theirs.beyond, {})
+    for _, vector in ipairs(reached) do
+      if beyond then beyond = state.above(beyond, nil, vector) end
+    end
+    return {
+      siblings = siblings,
+      beyond = beyond,
+      revision = mine and siblings[1] == mine.siblings[1] and mine.revision or revision,
+    }, conflicts
+  end
+
+  -- Repair: `theirs` for all that its contexts cover, ours for the rest.
+  function state.replace(mine, theirs, their_contexts, reached, rules, revision)
+    local rest = { siblings = {}, beyond = mine and mine.beyond, revision = revision }
+    for _, sibling in ipairs(mine and mine.siblings or {}) do
+      if not is_covered(sibling, their_contexts) then
+        rest.siblings[#rest.siblings + 1] = sibling
+      end
+    end
+    return state.join(rest, theirs, {}, their_contexts, reached, rules, revision)
+  end
+
+  -- What is left once every node has what is in `stable`; nil when the tuple goes.
+  -- of.beyond has only what this node's vector has not reached.
+  function state.collect(of, stable)
+    if of.beyond then return of end
+    for _, sibling in ipairs(of.siblings) do
+      if sibling.at > (stable[sibling.origin] or 0) then return of end
+    end
+    if not of.siblings[1].insert then return nil end
+    return { siblings = { of.siblings[1] }, revision = of.revision }
   end
 end

@@ -25,6 +25,7 @@ do
   end
 
   -- change: {resource, relation, subject, field = relation#subject, bucket, hash}.
+  -- old, new: states, the first nil for a tuple that was not there.
   function tuples.write(tenant, change, old, new)
     local key = keys.tuples(tenant, change.resource)
     redis.call('HSET', key, change.field, state.encode(new))
@@ -51,5 +52,49 @@ do
     elseif old and not state.is_settled(old) then
       redis.call('ZREM', keys.unsettled, keys.member(tenant, change.resource) .. '#' .. change.field)
     end
+  end
+
+  local function unindex_resource(tenant, change)
+    local type = string.match(change.resource, '^[^:]*')
+    local resources = keys.type(tenant, type)
+    redis.call('SREM', keys.bucket(change.bucket), keys.member(tenant, change.resource))
+    redis.call('SREM', resources, change.resource)
+    if redis.call('EXISTS', resources) == 0 then
+      redis.call('SREM', keys.types(tenant), type)
+      if redis.call('EXISTS', keys.types(tenant)) == 0 then
+        redis.call('SREM', keys.tenants, tenant)
+      end
+    end
+  end
+
+  -- A tuple goes, with everything that followed from it. A hidden one needs no hash.
+  function tuples.remove(tenant, change, old)
+    local key, best = keys.tuples(tenant, change.resource), old.siblings[1]
+    redis.call('HDEL', key, change.field)
+    if redis.call('EXISTS', key) == 0 then unindex_resource(tenant, change) end
+    if best.insert then
+      digest.add(change.bucket, -digest.mix(change.hash, best.at, best.origin))
+      redis.call('SREM', keys.subject(tenant, change.subject),
+        change.resource .. '#' .. change.relation)
+    end
+    if not state.is_settled(old) then
+      redis.call('ZREM', keys.unsettled, keys.member(tenant, change.resource) .. '#' .. change.field)
+    end
+  end
+
+  -- A tuple that shows the same as before and remembers less.
+  function tuples.settle(tenant, change, old, new)
+    redis.call('HSET', keys.tuples(tenant, change.resource), change.field, state.encode(new))
+    if state.is_settled(new) and not state.is_settled(old) then
+      redis.call('ZREM', keys.unsettled, keys.member(tenant, change.resource) .. '#' .. change.field)
+    end
+  end
+
+  -- The parts of the names under which a tuple is stored; no hash and no bucket, which no script
+  -- can compute.
+  function tuples.named(member, field)
+    local tenant, resource = string.match(member, '^([^/]*)/(.*)$')
+    local relation, subject = string.match(field, '^([^#]*)#(.*)$')
+    return tenant, { resource = resource, relation = relation, subject = subject, field = field }
   end
 end

@@ -80,3 +80,57 @@ def absorb(  # noqa: PLR0917 — the six things that decide
     beyond = above(pointwise_max(state.beyond, context), reached)
     whose = Winner.REMOTE if best == version else Winner.LOCAL
     return TupleState(siblings, beyond), [(v, whose) for v in sorted(beside, key=order)]
+
+
+def join(
+    mine: TupleState,
+    theirs: TupleState,
+    my_context: Vector,
+    their_context: Vector,
+    rules: Rules,
+) -> tuple[TupleState | None, list[tuple[Version, Version, Winner]]]:
+    """State transfer: what two states of one tuple make together, seen from the first.
+
+    A context is what its side has seen of this tuple: the node's vector, what it has taken over
+    with a page of the bucket, and the tuple's own `beyond`. A version that one side has seen and
+    does not hold was overwritten there. Commutative in what remains, associative, idempotent.
+
+    Returns the state, None for a tuple of which nothing is left, and the conflicts: the version
+    stored here, the one that came, whose stays visible.
+    """
+    kept = {
+        v: s
+        for v, s in mine.siblings.items()
+        if v in theirs.siblings or not covers(their_context, v)
+    }
+    siblings, beside = dict(kept), []
+    for version in sorted(theirs.siblings, key=order):
+        if version in siblings or covers(my_context, version):
+            continue
+        arrived = theirs.siblings[version]
+        beside += [(v, version) for v in sorted(siblings, key=order) if siblings[v] != arrived]
+        siblings[version] = arrived
+    if not siblings:
+        return None, []
+    best = rules.winner(siblings)
+    conflicts = [
+        (stored, arrived, Winner.REMOTE if arrived == best else Winner.LOCAL)
+        for stored, arrived in beside
+    ]
+    if rules.strategy is ConflictResolutionStrategy.LAST_WRITE_WINS:
+        siblings = {best: siblings[best]}
+    return TupleState(siblings, pointwise_max(mine.beyond, theirs.beyond)), conflicts
+
+
+def collect(state: TupleState, stable: Vector, rules: Rules) -> TupleState | None:
+    """What is left of a tuple once every node has everything in `stable`; None when it goes.
+
+    `state.beyond` has what the node's vector has not reached. While anything is in there, or a
+    sibling is not stable, the tuple stays as it is.
+    """
+    if state.beyond or not all(covers(stable, version) for version in state.siblings):
+        return state
+    best = rules.winner(state.siblings)
+    if state.siblings[best].operation is Operation.DELETE:
+        return None
+    return TupleState({best: state.siblings[best]})

@@ -3,7 +3,7 @@
 Source: Parker et al., "Detection of Mutual Inconsistency in Distributed Systems", 1983.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 Vector = Mapping[str, int]
 Version = tuple[int, str]
@@ -43,3 +43,18 @@ def order(version: Version) -> tuple[int, bytes, bytes]:
     timestamp, origin = version
     node, _, incarnation = origin.partition(".")
     return (timestamp, node.encode(), incarnation.encode())
+
+
+def node_of(origin: str) -> str:
+    """The node of an origin `<node>.<incarnation>`."""
+    return origin.partition(".")[0]
+
+
+def newest_origins(vector: Iterable[str]) -> dict[str, str]:
+    """node -> its newest incarnation among these origins."""
+    newest: dict[str, str] = {}
+    for origin in vector:
+        node = node_of(origin)
+        # Of one node, the joined texts compare as the incarnations do: the node part is the same.
+        newest[node] = max(origin, newest.get(node, ""))
+    return newest

@@ -101,6 +101,38 @@ def decode_transaction(text: bytes, effects: bytes | None = None) -> Transaction
     return Transaction(tenant, decoded["origin"], int(decoded["timestamp"]), tuple(changes))
 
 
+def decode_body(text: str) -> str:
+    """The body from which the write script makes a transaction, out of a transaction's JSON."""
+    return text[text.index('"tenant":') :]
+
+
+def encode_bucket(bucket: int, vector: Vector, tuples: Iterable[tuple[str, str, str]]) -> bytes:
+    """A line of a page: a whole bucket, as the absorb script takes it.
+
+    vector: what the states were judged by. tuples: (tenant/resource, relation#subject, state).
+    """
+    rows = ",".join(
+        f"[{_quoted(key)},{_quoted(field)},{hash_of(key, field)},{_quoted(state)}]"
+        for key, field, state in tuples
+    )
+    return (
+        f'{{"bucket":{bucket},"vector":{_encode(encode_vector(vector))},"tuples":[{rows}]}}'
+    ).encode()
+
+
+def hash_of(key: str, field: str) -> int:
+    """The hash of the tuple stored under `tenant/resource` and `relation#subject`."""
+    tenant, _, resource = key.partition("/")
+    relation, _, subject = field.partition("#")
+    return tuple_hash((tenant, resource, relation, subject))
+
+
+def bucket_of_name(name: str) -> int:
+    """The bucket of a tuple by its name in the list of unsettled ones."""
+    tenant, _, resource = name.partition("#")[0].partition("/")
+    return bucket_of(tenant, resource)
+
+
 def encode_vector(vector: Vector) -> dict[str, str]:
     """A vector as it travels: timestamps as text."""
     return {origin: str(timestamp) for origin, timestamp in vector.items()}

@@ -1,7 +1,7 @@
 """What callers hand to the store, and what they get back."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -14,9 +14,22 @@ class MergeOutcome(StrEnum):
 
     APPLIED = "applied"
     GAP = "gap"
-    SKEW = "skew"
     LOST = "lost"
     CONTRADICTION = "contradiction"
+
+
+class Phase(StrEnum):
+    """How far the incarnation of a node may be trusted.
+
+    unproven: Redis was restarted while nobody watched; peers may prove that nothing is missing.
+    exposed: it serves, and what it writes can be set aside should a peer know that it lacks
+    something. behind: it lacks something; it takes no writes until it has caught up.
+    """
+
+    UNPROVEN = "unproven"
+    EXPOSED = "exposed"
+    SERVING = "serving"
+    BEHIND = "behind"
 
 
 class WriteRequest(NamedTuple):
@@ -45,12 +58,62 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """transactions: how many were new. vector: this node's after."""
+    """transactions: how many were new. vector: this node's after.
+
+    parked: origin -> why its next transaction waits, and all that follow it.
+    """
 
     outcome: MergeOutcome
     detail: str
     transactions: int
     vector: Vector
+    parked: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """All stored tuples of one bucket, hidden ones included.
+
+    digest: as maintained by every write. beyond: what was taken over with pages and the vector has
+    not reached. tuples: (tenant/resource, relation#subject, text of the state).
+    """
+
+    number: int
+    digest: int
+    beyond: Vector
+    tuples: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Buckets and the vector they were read at. following: the bucket to go on with."""
+
+    following: int
+    vector: Vector
+    buckets: Sequence[Bucket]
+
+
+class Way(StrEnum):
+    """How a page is taken in: as two states together, or as the truth about all it has seen."""
+
+    JOIN = "join"
+    REPLACE = "replace"
+
+
+class AbsorbOutcome(StrEnum):
+    """What became of a page; with all but the first nothing was written."""
+
+    ABSORBED = "absorbed"
+    SKEW = "skew"
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    """appeared, disappeared: how many tuples became visible or changed, and how many went."""
+
+    outcome: AbsorbOutcome
+    appeared: int = 0
+    disappeared: int = 0
 
 
 @dataclass(frozen=True, slots=True)

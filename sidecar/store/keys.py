@@ -39,6 +39,30 @@ class Keys:
         """Set: tenants that have tuples."""
         return self._name("tenants")
 
+    @property
+    def vector(self) -> str:
+        """Hash: origin -> timestamp."""
+        return self._name("vector")
+
+    @property
+    def unsettled(self) -> str:
+        """Sorted set: tuples that are not one live sibling, by timestamp."""
+        return self._name("unsettled")
+
+    @property
+    def parked(self) -> str:
+        """Hash: origin -> the transaction that waits, and why."""
+        return self._name("parked")
+
+    @property
+    def aside(self) -> str:
+        """List: transactions of an incarnation that knew too little, to be written again."""
+        return self._name("aside")
+
+    def known(self, node: str) -> str:
+        """Hash: origin -> timestamp, the believed row of a node."""
+        return self._name(f"known:{node}")
+
     def tuples(self, tenant: str, resource: str) -> str:
         """Hash of one resource: `relation#subject` -> state."""
         return self._name(f"t:{tenant}/{resource}")

@@ -6,6 +6,7 @@ was never sent. Knows commands, not what they mean.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
@@ -66,9 +67,15 @@ def pool_of(url: str, timeout_s: float, connections: int = 64) -> ConnectionPool
 class Link:
     """A connection of its own, one command at a time; others wait their turn."""
 
-    def __init__(self, pool: ConnectionPool, timeout_s: float) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        timeout_s: float,
+        check: Callable[["Link"], Awaitable[None]] | None = None,
+    ) -> None:
+        """check: called on each new connection before its first command."""
         self._connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
-        self._timeout_s = timeout_s
+        self._timeout_s, self._check = timeout_s, check
         self._turn = asyncio.Lock()
 
     @property
@@ -121,6 +128,18 @@ class Link:
             raise Unavailable(
                 "store_unavailable", f"Redis does not answer: {self._spelled(error)}"
             ) from error
+        if self._check is not None:
+            try:
+                await self._check(self)
+            except Unavailable:
+                await self.close()
+                raise
+
+    async def first(self, *command: object) -> Any:
+        """The reply to a command of the check of a new connection."""
+        async with asyncio.timeout(self._timeout_s):
+            await self._connection.send_command(*command, check_health=False)
+            return await self._connection.read_response()
 
     def _has_ended(self) -> bool:
         # redis-py tells it by trying to read, with a time limit, which costs more than the command.

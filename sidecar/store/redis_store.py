@@ -1,7 +1,7 @@
 """The store of one node: every transition and every read of its data set in Redis.
 
-Owns the connections, the group commit, and the mirror of the node's vector. Lua decides, Python
-moves: nothing here judges a state. Whoever calls gets answers with a type, or one of our failures.
+Owns the group commit and what goes over which connection. Lua decides, Python moves: nothing here
+judges a state. Whoever calls gets answers with a type, or one of our failures.
 """
 
 import asyncio
@@ -11,31 +11,41 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-import tenacity
-
-from sidecar.core.clock import RANDOM_BITS, incarnation
 from sidecar.core.conflict import Rules
-from sidecar.core.digest import mix
 from sidecar.core.relationship import Relationship
-from sidecar.core.vector import Vector, is_covered, pointwise_max
-from sidecar.errors import Broken, Refused, Unavailable
+from sidecar.core.vector import Vector, is_covered
+from sidecar.core.wire import bucket_of_name, encode_vector, hash_of
+from sidecar.errors import Refused, Unavailable
 from sidecar.metrics import Metrics
-from sidecar.store import scripts, states
-from sidecar.store.calls import Filter, Merged, MergeOutcome, Page, WriteRequest, Written
+from sidecar.store import states
+from sidecar.store.calls import (
+    Absorbed,
+    AbsorbOutcome,
+    Bucket,
+    Filter,
+    Merged,
+    MergeOutcome,
+    Page,
+    Phase,
+    States,
+    Way,
+    WriteRequest,
+    Written,
+)
 from sidecar.store.feed import FeedEntry, entries_of
-from sidecar.store.group_commit import COMMITTERS, Committed, GroupCommit
-from sidecar.store.keys import Keys
-from sidecar.store.link import Link, ScriptError, pool_of
+from sidecar.store.group_commit import Committed, GroupCommit
+from sidecar.store.link import Link, ScriptError
+from sidecar.store.opening import PARTITIONS, OpenStore, _vector
+
+__all__ = ["PARTITIONS", "RedisStore"]
 
 log = logging.getLogger(__name__)
 
-STORE_FORMAT = 1
-PARTITIONS = 1
-READERS = 8
-PING_S = 1.0
+COLLECT_COUNT = 200
+"""Tuples per call of the collect script, so that Redis never blocks for long."""
 
 
-class RedisStore:
+class RedisStore(OpenStore):
     """The data set of `node`. Use as an async context manager; it opens when Redis answers.
 
     now_us: the wall clock. random_bits: draws that many random bits.
@@ -51,36 +61,29 @@ class RedisStore:
         metrics: Metrics,
         now_us: Callable[[], int],
         random_bits: Callable[[int], int],
+        has_peers: bool = False,
         max_clock_skew_ms: int = 60_000,
         timeout_s: float = 10.0,
     ) -> None:
-        self.node = node
-        self.keys = Keys(prefix)
-        self._rules, self._metrics = rules, metrics
-        self._now_us, self._random_bits = now_us, random_bits
+        super().__init__(
+            url,
+            prefix=prefix,
+            node=node,
+            rules=rules,
+            now_us=now_us,
+            random_bits=random_bits,
+            has_peers=has_peers,
+            timeout_s=timeout_s,
+        )
+        self._metrics = metrics
         self._skew_us = max_clock_skew_ms * 1000
-        self._pool, self._timeout_s = pool_of(url, timeout_s), timeout_s
-        self._merger, self._tailer, self._control = (Link(self._pool, timeout_s) for _ in range(3))
-        self._writers = [Link(self._pool, timeout_s) for _ in range(COMMITTERS)]
-        self._readers = [Link(self._pool, timeout_s) for _ in range(READERS)]
-        single = (self._merger, self._tailer, self._control)
-        self._links = (*single, *self._writers, *self._readers)
-        self._next_reader = 0
         self._group_commit = GroupCommit(self._commit, metrics.wrote)
-        self._opened, self._closed = asyncio.Event(), asyncio.Event()
-        self._closed_because = Unavailable("store_unavailable", "Redis has not answered yet")
-        self._covering: list[tuple[Vector, asyncio.Future[None]]] = []
-        self._next_own: asyncio.Future[int] | None = None
-        self._origin = ""
-        self._clock = 0
-        self._vector: Vector = {}
         self._stack = contextlib.AsyncExitStack()
-
-    # -- life ---------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
-        for loop in (self._keep_open(), *map(self._group_commit.run, self._writers)):
+        loops = (self._keep_open(), self._sync(), *map(self._group_commit.run, self._writers))
+        for loop in loops:
             self._stack.callback(group.create_task(loop).cancel)
         return self
 
@@ -93,172 +96,6 @@ class RedisStore:
             for link in self._links:
                 await link.close()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether reads and writes are served."""
-        return self._opened.is_set()
-
-    @property
-    def closed_because(self) -> str:
-        """Why nothing is served, in words; "" when it is."""
-        return "" if self.is_open else self._closed_because.message
-
-    @property
-    def origin(self) -> str:
-        """The incarnation that accepts writes here; "" before the first opening."""
-        return self._origin
-
-    @property
-    def revision(self) -> int:
-        """The highest revision this process knows to be stored."""
-        return self._clock
-
-    @property
-    def vector(self) -> Vector:
-        """What this node has applied, as far as this process knows."""
-        return self._vector
-
-    async def opened(self) -> None:
-        """Wait until the store is open."""
-        await self._opened.wait()
-
-    async def _keep_open(self) -> None:
-        """Open, and open again whenever a connection breaks; never gives up."""
-        opening = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(Unavailable),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2.0, jitter=0.1),
-            before_sleep=self._note_closed,
-        )
-        while True:
-            await opening(self._open)
-            self._closed.clear()
-            self._opened.set()
-            log.info("store open", extra={"origin": self._origin, "revision": self._clock})
-            await self._watch_over()
-
-    async def _watch_over(self) -> None:
-        """Returns when the store has closed; notices also while nobody asks for anything."""
-        while self._opened.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PING_S):
-                    await self._closed.wait()
-                    return
-            try:
-                await self._control.call("PING")
-            except Unavailable as unavailable:
-                await self._broke(self._control, unavailable)
-
-    def _note_closed(self, attempt: tenacity.RetryCallState) -> None:
-        reason = attempt.outcome.exception() if attempt.outcome else None
-        if isinstance(reason, Unavailable):
-            if attempt.attempt_number == 1 or self._closed_because.code != reason.code:
-                log.warning("store closed", extra={"reason": reason.message})
-            self._closed_because = reason
-
-    async def _open(self) -> None:
-        info = (await self._control.call("INFO", "memory")).decode()
-        policy = next((x[17:] for x in info.splitlines() if x.startswith("maxmemory_policy:")), "")
-        if policy not in ("", "noeviction"):
-            raise Refused(
-                "wrong_eviction_policy",
-                f"redis.url: this Redis may evict keys (maxmemory-policy {policy}), which would "
-                "lose tuples; set maxmemory-policy noeviction",
-            )
-        for name in scripts.names():
-            await self._control.call("SCRIPT", "LOAD", scripts.script(name).text)
-        sample = (2**40 - 2, 2**52 + 12_345, "node-1.abcdefgh0123")
-        outcome, wrong = await self._control.run(
-            scripts.script("check"), self.keys.meta, *sample, mix(*sample)
-        )
-        if outcome != b"ok":
-            raise Refused("wrong_redis", f"redis.url: this Redis does not fit: {wrong.decode()}")
-        now_us = self._now_us()
-        name = incarnation(now_us // 1000, self._random_bits(RANDOM_BITS))
-        try:
-            outcome, origin, clock, vector = await self._control.run(
-                scripts.script("open"),
-                self.keys.meta,
-                *(now_us, self._clock, self.node, name),
-                *(STORE_FORMAT, PARTITIONS, self._rules.fingerprint),
-            )
-        except ScriptError as error:
-            raise self._not_ours(error) from error
-        if outcome == b"lost":
-            raise self._lost()
-        self._origin = origin.decode()
-        self._advance(int(clock), _vector(vector))
-
-    def _not_ours(self, error: ScriptError) -> Refused:
-        match error.code:
-            case "WRONGNODE":
-                return Refused(
-                    "wrong_store",
-                    f"redis.url: this data belongs to node {error.text}, not to {self.node}; "
-                    "give each node a Redis or a redis.prefix of its own",
-                )
-            case "WRONGFORMAT":
-                return Refused(
-                    "wrong_store",
-                    f"redis.url: this data has format and partition count {error.text}; this "
-                    f"release reads {STORE_FORMAT} {PARTITIONS}",
-                )
-            case "WRONGRULES":
-                return Refused(
-                    "wrong_store",
-                    f"replication.conflict_resolution: this data was merged under {error.text}, "
-                    f"the configuration says {self._rules.fingerprint}; set it back, changing the "
-                    "strategy of stored data is not built yet",
-                )
-            case _:
-                raise Broken(str(error))
-
-    def _lost(self) -> Unavailable:
-        return Unavailable(
-            "store_lost_writes",
-            "Redis has lost writes that this node knows were stored (up to revision "
-            f"{self._clock}); nothing is written until the data is back, or the sidecar is "
-            "restarted and takes what is left for the truth",
-            retry_after_s=5,
-        )
-
-    def _set_closed(self, reason: Unavailable) -> None:
-        if self._opened.is_set():
-            log.warning("store closed", extra={"reason": reason.message})
-        self._closed_because = reason
-        self._opened.clear()
-        self._closed.set()
-
-    async def _ask(self, link: Link, script: str, *args: object) -> Any:
-        """Run a script; a broken connection closes the store until it has been opened anew."""
-        if not self._opened.is_set():
-            raise self._closed_because
-        try:
-            return await link.run(scripts.script(script), self.keys.meta, *args)
-        except Unavailable as unavailable:
-            await self._broke(link, unavailable)
-            raise
-
-    async def _broke(self, link: Link, unavailable: Unavailable) -> None:
-        if link.is_connected:
-            return  # the server answered, with a refusal
-        self._set_closed(Unavailable("store_unavailable", unavailable.message))
-        for other in self._links:
-            if not other.is_busy:
-                await other.close()
-
-    def _advance(self, clock: int, vector: Vector, first_own: int = 0) -> None:
-        """Take in what the store has reached; first_own: the first write of this node in it."""
-        own = self._vector.get(self._origin, 0)
-        self._clock = max(self._clock, clock)
-        self._vector = pointwise_max(self._vector, vector)
-        if self._next_own is not None and self._vector.get(self._origin, 0) > own:
-            self._next_own.set_result(first_own)
-            self._next_own = None
-        if self._covering:
-            for wanted, reached in self._covering:
-                if not reached.done() and is_covered(wanted, self._vector):
-                    reached.set_result(None)
-
     # -- writes -------------------------------------------------------------------------------
 
     async def write(self, request: WriteRequest) -> Written:
@@ -269,22 +106,40 @@ class RedisStore:
         """
         if not self._opened.is_set():
             raise self._closed_because
+        if self._phase in (Phase.UNPROVEN, Phase.BEHIND):
+            raise self._takes_no_writes()
         return await self._group_commit.write(request)
+
+    def _takes_no_writes(self) -> Unavailable:
+        if self._phase is Phase.UNPROVEN:
+            return Unavailable(
+                "starting", "this node asks its peers whether its Redis has lost anything"
+            )
+        return Unavailable(
+            "catching_up",
+            "this node has lost what its peers know it once had, and takes no writes until it has "
+            "caught up with them (`sidecar accept-loss` if they are gone for good)",
+            retry_after_s=5,
+        )
 
     async def _commit(self, link: Link, pairs: Sequence[str]) -> Committed:
         """One run of the write script."""
         reply = await self._ask(link, "write", self._now_us(), self._clock, *pairs)
-        if reply[0] == b"lost":
-            lost = self._lost()
-            self._set_closed(lost)
-            raise lost
-        vector, previous, replies = _vector(reply[1]), int(reply[2]), reply[3:]
+        if reply[0] == b"behind":
+            raise self._takes_no_writes()
+        vector, previous, origin, replies = (
+            _vector(reply[1]),
+            int(reply[2]),
+            reply[3].decode(),
+            reply[4:],
+        )
         outcomes = zip(replies[::4], replies[1::4], strict=True)
         first = next((int(revision) for outcome, revision in outcomes if outcome == b"written"), 0)
-        # Two groups may be on their way, and the later one be answered first.
-        is_next = previous == self._vector.get(self._origin, 0)
-        self._advance(vector[self._origin], vector, first if is_next else 0)
-        return Committed(self._origin, vector, replies)
+        if origin == self._origin:
+            # Two groups may be on their way, and the later one be answered first.
+            is_next = previous == self._vector.get(origin, 0)
+            self._advance(vector[origin], vector, first if is_next else 0)
+        return Committed(origin, vector, replies)
 
     async def merge(self, batch: bytes) -> Merged:
         """Take in transactions of other origins, a line each, as they came from a peer.
@@ -297,12 +152,13 @@ class RedisStore:
             reply = await self._ask(self._merger, "merge", *args)
         except ScriptError as error:
             raise Refused("bad_batch", error.text) from error
-        outcome, detail, clock, transactions, here, there, vector_json = reply
+        outcome, detail, clock, transactions, here, there, vector_json, parked = reply
         merged = Merged(
             MergeOutcome(outcome.decode()),
             detail.decode(),
             int(transactions),
             _vector(vector_json),
+            json.loads(parked),
         )
         if merged.outcome is MergeOutcome.LOST and not merged.vector:
             lost = self._lost()
@@ -386,27 +242,19 @@ class RedisStore:
             self._covering.remove(entry)
         return True
 
-    def _reader(self) -> Link:
-        self._next_reader = (self._next_reader + 1) % READERS
-        return self._readers[self._next_reader]
-
-    async def _read(self, *command: object) -> Any:
-        if not self._opened.is_set():
-            raise self._closed_because
-        link = self._reader()
-        try:
-            return await link.call(*command)
-        except Unavailable as unavailable:
-            await self._broke(link, unavailable)
-            raise Unavailable("store_unavailable", unavailable.message) from unavailable
-
     # -- the feed -----------------------------------------------------------------------------
 
     async def feed_after(self, revision: int, count: int) -> list[FeedEntry]:
         """At most `count` entries with a revision above this one, in order."""
         start = f"({revision}-0" if revision else "-"
         reply = await self._read("XRANGE", self.keys.feed, start, "+", "COUNT", count)
-        return entries_of(reply)
+        return self._seen(entries_of(reply))
+
+    def _seen(self, entries: list[FeedEntry]) -> list[FeedEntry]:
+        """What was read may be shipped, so it is known to be stored, also if its answer is lost."""
+        if entries:
+            self._clock = max(self._clock, entries[-1].revision)
+        return entries
 
     async def feed_news(self, revision: int, count: int, wait_ms: int) -> list[FeedEntry]:
         """The same, waiting up to `wait_ms` for the first; empty when none came."""
@@ -422,7 +270,7 @@ class RedisStore:
         except Unavailable as unavailable:
             await self._broke(self._tailer, unavailable)
             raise Unavailable("store_unavailable", unavailable.message) from unavailable
-        return entries_of(reply[0][1]) if reply else []
+        return self._seen(entries_of(reply[0][1])) if reply else []
 
     async def feed_bounds(self) -> tuple[int, int]:
         """The first revision that the feed still holds (0: it is empty), and the newest one."""
@@ -438,7 +286,105 @@ class RedisStore:
         """Remember how far a target has come, for the time after a restart."""
         await self._read("HSET", self.keys.cursors, target, revision)
 
+    # -- states, page by page -------------------------------------------------------------------
 
-def _vector(text: bytes) -> Vector:
-    decoded: Mapping[str, str] = json.loads(text)
-    return {origin: int(timestamp) for origin, timestamp in decoded.items()}
+    async def states(self, first: int, buckets: int, tuples: int) -> States:
+        """Whole buckets from `first` on: at most `buckets`, none begun after so many `tuples`."""
+        reply = await self._ask(self._reader(), "states", self._clock, first, buckets, tuples)
+        following, vector, rest = int(reply[1]), _vector(reply[2]), reply[3:]
+        found, at = [], 0
+        while at < len(rest):
+            number, digest, beyond, count = rest[at : at + 4]
+            at += 4
+            end = at + 3 * int(count)
+            texts = [text.decode() for text in rest[at:end]]
+            rows = list(zip(texts[::3], texts[1::3], texts[2::3], strict=True))
+            found.append(Bucket(int(number), int(digest), _vector(beyond), rows))
+            at = end
+        return States(following, vector, found)
+
+    async def absorb(self, page: bytes, way: Way, progress: str = "") -> Absorbed:
+        """Take in a page, a line per bucket (`encode_bucket`). May be repeated.
+
+        progress: kept as the progress of the transfer. Raises Refused("bad_page"), and
+        Unavailable("store_lost_writes") when the page has writes of this node that are not here.
+        """
+        hashes: dict[str, int] = {}
+        while True:
+            try:
+                reply = await self._ask(
+                    self._merger,
+                    "absorb",
+                    *(self._now_us(), self._clock, self._skew_us, self._rules.to_json()),
+                    *(way.value, progress, json.dumps(hashes), page),
+                )
+            except ScriptError as error:
+                raise Refused("bad_page", error.text) from error
+            outcome, clock, vector, here, there, appeared, disappeared, *names = reply
+            if outcome != b"need":
+                break
+            # Tuples that only this node holds: the script cannot compute their hashes.
+            needed = [name.decode() for name in names]
+            hashes |= {name: hash_of(*name.split("\n", 1)) for name in needed}
+        self._advance(int(clock), _vector(vector))
+        self._metrics.merged(0, local=int(here), remote=int(there))
+        if progress and outcome == b"absorbed":
+            self._progress = progress
+        return Absorbed(AbsorbOutcome(outcome.decode()), int(appeared), int(disappeared))
+
+    async def finish(self, start: Vector, progress: str) -> bool:
+        """The end of a transfer that began at `start`; False when it was not under way."""
+        outcome, vector, floor = await self._ask(
+            self._merger,
+            "finish",
+            *(self._clock, json.dumps(encode_vector(start)), progress),
+        )
+        if outcome != b"finished":
+            return False
+        self._progress = "" if progress else self._progress
+        self._floor = _vector(floor)
+        self._advance(self._clock, _vector(vector))
+        return True
+
+    # -- collection -----------------------------------------------------------------------------
+
+    async def rows(self, nodes: Sequence[str]) -> dict[str, Vector]:
+        """The rows that were believed, of these nodes."""
+        found: dict[str, Vector] = {}
+        for node in nodes:
+            flat = await self._read("HGETALL", self.keys.known(node))
+            row = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+            if row:
+                found[node] = row
+        return found
+
+    async def store_rows(self, rows: Mapping[str, Vector]) -> None:
+        """Remember believed rows."""
+        pairs = [text for n, row in rows.items() for text in (n, json.dumps(encode_vector(row)))]
+        await self._ask(self._control, "known", self._clock, *pairs)
+
+    async def unsettled(self) -> int:
+        """How many tuples are not one live sibling."""
+        return int(await self._read("ZCARD", self.keys.unsettled))
+
+    async def collect(self, stable: Vector, ended: Mapping[str, int], after: int = 0) -> int:
+        """Collect among some unsettled tuples from this one on; where to go on, 0 at the end."""
+        names = await self._read("ZRANGE", self.keys.unsettled, after, after + COLLECT_COUNT - 1)
+        if not names:
+            return 0
+        decoded = [name.decode() for name in names]
+        outcome, count = await self._ask(
+            self._control,
+            "collect",
+            self._clock,
+            *(json.dumps(encode_vector(vector)) for vector in (stable, ended)),
+            json.dumps([[name, bucket_of_name(name)] for name in decoded]),
+        )
+        if outcome == b"waits" or len(names) < COLLECT_COUNT:
+            return 0
+        return after + COLLECT_COUNT - int(count)
+
+    async def parked(self) -> dict[str, dict[str, str]]:
+        """origin -> the transaction that waits: timestamp, previous, reason, since."""
+        flat = await self._read("HGETALL", self.keys.parked)
+        return {flat[i].decode(): json.loads(flat[i + 1]) for i in range(0, len(flat), 2)}

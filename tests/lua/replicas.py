@@ -158,15 +158,17 @@ class LuaNode:
         return reply
 
     def open(self, now_us: int) -> None:
-        reply = self.run("open", now_us, 0, self.name, "1", 1, 1, self.rules.fingerprint)
+        reply = self.run(
+            "open", now_us, 0, self.name, "1", 1, 1, self.rules.fingerprint, "run", "1"
+        )
         assert reply[0] == b"opened"
         self._note_own()
 
     def write(self, changes: list[Change], now_us: int) -> None:
         reply = self.run("write", now_us, self._known, encode_body(TENANT, changes), "")
         assert reply[0] == b"stored"
-        assert reply[3] == b"written"
-        self._known = int(reply[4])
+        assert reply[4] == b"written"
+        self._known = int(reply[5])
         self._note_own()
 
     def receive(self, batch: list[bytes], now_us: int) -> str:

@@ -16,8 +16,8 @@ VARIANTS = {
     "one winner kept per comparison": (
         "insert_wins",
         "state",
-        "siblings = rules.keeps_losers and siblings or { siblings[1] }",
-        "siblings = { siblings[1] }",
+        "return rules.keeps_losers and siblings or { siblings[1] }",
+        "return { siblings[1] }",
     ),
     "beyond is forgotten": (
         "delete_wins",

@@ -1,0 +1,191 @@
+-- absorb: take in a page of another node's states, whole buckets, also what is absent there.
+--
+-- KEYS 1 meta      hash
+-- ARGV 1 now_us    wall clock, microseconds
+-- ARGV 2 known     highest timestamp this process knows to be stored
+-- ARGV 3 skew_us   how far ahead of now_us a timestamp may be
+-- ARGV 4 rules     JSON of the conflict strategy
+-- ARGV 5 way       "join": what both sides know together; "replace": theirs for all they have seen
+-- ARGV 6 progress  text to be kept as the progress of the transfer, or ""
+-- ARGV 7 hashes    JSON: key, newline, relation#subject -> hash of a tuple stored here
+-- ARGV 8 page      per bucket a line of JSON: {"bucket", "vector", "tuples"}, the last a list of
+--                  [key, relation#subject, hash, state]
+-- REPLY  outcome   "absorbed" | "need" | "skew" | "lost", then the clock, the vector as JSON, how
+--                  many conflicts were won by what was stored here, and by what arrived; how many
+--                  tuples became visible or changed, how many disappeared; with "need" nothing was
+--                  written, and the names follow whose hashes are needed
+-- ERRORS BADPAGE   not a page; nothing was written
+--
+-- @include keys
+-- @include node
+-- @include pages
+-- @include strategy
+-- @include transaction
+-- @include tuples
+local now_us, skew_us, way = tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[5]
+local rules = strategy.from(ARGV[4])
+if not rules then return redis.error_reply('BADPAGE unknown strategy') end
+local lost = { 'lost', '0', '{}', '0', '0', '0', '0' }
+local self = node.read(ARGV[2])
+if not self then return lost end
+local hashes = cjson.decode(ARGV[7])
+local need, seen = {}, 0
+local revision = 0
+
+local function decode(line)
+  local ok, page = pcall(cjson.decode, line)
+  if not ok or type(page) ~= 'table' or type(page.bucket) ~= 'number'
+    or type(page.vector) ~= 'table' or type(page.tuples) ~= 'table'
+  then
+    return nil
+  end
+  local vector = {}
+  for origin, text in pairs(page.vector) do
+    local timestamp = number.parse(text)
+    if not timestamp then return nil end
+    vector[origin] = timestamp
+    if timestamp > seen then seen = timestamp end
+  end
+  page.vector = vector
+  return page
+end
+
+-- name -> {key, field, theirs, mine, hash} of every tuple that either side holds.
+local function union(page)
+  local found, order = {}, {}
+  for _, row in ipairs(page.tuples) do
+    local name = row[1] .. '\n' .. row[2]
+    found[name] = { member = row[1], field = row[2], hash = row[3], theirs = row[4] }
+    order[#order + 1] = name
+  end
+  for _, member in ipairs(redis.call('SMEMBERS', keys.bucket(page.bucket))) do
+    local flat = redis.call('HGETALL', keys.stored(member))
+    for i = 1, #flat, 2 do
+      local name = member .. '\n' .. flat[i]
+      if not found[name] then
+        found[name] = { member = member, field = flat[i], hash = hashes[name] }
+        order[#order + 1] = name
+      end
+      found[name].mine = flat[i + 1]
+    end
+  end
+  return found, order
+end
+
+local here, there = 0, 0
+local plan = {}
+
+local function resolve(page)
+  local taken = pages.of(page.bucket)
+  local found, order = union(page)
+  for _, name in ipairs(order) do
+    local one = found[name]
+    local mine = one.mine and state.decode(one.mine)
+    local theirs = one.theirs and state.decode(one.theirs)
+    local theirs_seen = { page.vector, theirs and theirs.beyond or nil }
+    local reached = { self.vector, page.vector, taken }
+    local new, conflicts
+    if way == 'replace' then
+      new, conflicts = state.replace(mine, theirs, theirs_seen, reached, rules, revision)
+    else
+      local mine_seen = { self.vector }
+      if taken then mine_seen[#mine_seen + 1] = taken end
+      if mine and mine.beyond then mine_seen[#mine_seen + 1] = mine.beyond end
+      new, conflicts = state.join(mine, theirs, mine_seen, theirs_seen, reached, rules, revision)
+    end
+    local is_same = mine and new and state.encode(new) == one.mine
+    if not is_same and (mine or new) then
+      if not one.hash then
+        need[#need + 1] = name
+      else
+        plan[#plan + 1] = { bucket = page.bucket, one = one, mine = mine, new = new }
+      end
+      for _, pair in ipairs(conflicts) do
+        if new and new.siblings[1] == pair[2] then there = there + 1 else here = here + 1 end
+      end
+    end
+  end
+end
+
+local batch = {}
+for line in string.gmatch(ARGV[8], '[^\n]+') do
+  local page = decode(line)
+  if not page then return redis.error_reply('BADPAGE not a bucket with its vector and tuples') end
+  batch[#batch + 1] = page
+end
+if seen > now_us + skew_us then
+  return { 'skew', number.text(self.clock), node.vector_json(self.vector), '0', '0', '0', '0' }
+end
+revision = node.tick(self, now_us, seen)
+for _, page in ipairs(batch) do
+  -- A peer has writes of this incarnation that are not stored here.
+  if (page.vector[self.origin] or 0) > self.vector[self.origin] then return lost end
+  resolve(page)
+end
+if need[1] then
+  local reply = { 'need', number.text(self.clock), node.vector_json(self.vector), '0', '0', '0', '0' }
+  for _, name in ipairs(need) do reply[#reply + 1] = name end
+  return reply
+end
+
+-- What became visible or disappeared, told to watchers in one entry per tenant.
+local told, tenants = {}, {}
+local appeared, disappeared = 0, 0
+
+local function tell(tenant, change, before, after)
+  local was, is = before and before.insert, after and after.insert
+  if not was and not is then return end
+  if was and is and before.at == after.at and before.origin == after.origin
+    and before.condition == after.condition and before.expires_at == after.expires_at
+  then
+    return
+  end
+  if is then appeared = appeared + 1 else disappeared = disappeared + 1 end
+  if not told[tenant] then
+    told[tenant] = {}
+    tenants[#tenants + 1] = tenant
+  end
+  local row = { is and '+' or '-', change.resource, change.relation, change.subject,
+    change.bucket, change.hash }
+  if is and (after.condition or after.expires_at) then
+    row[7], row[8] = after.condition or '', after.expires_at or ''
+  end
+  told[tenant][#told[tenant] + 1] = row
+end
+
+local function change_json(row)
+  local parts = {}
+  for index, value in ipairs(row) do
+    parts[index] = type(value) == 'number' and number.text(value) or cjson.encode(value)
+  end
+  return '[' .. table.concat(parts, ',') .. ']'
+end
+
+for _, step in ipairs(plan) do
+  local tenant, change = tuples.named(step.one.member, step.one.field)
+  change.bucket, change.hash = step.bucket, step.one.hash
+  if step.new then
+    tuples.write(tenant, change, step.mine, step.new)
+  else
+    tuples.remove(tenant, change, step.mine)
+  end
+  tell(tenant, change, step.mine and step.mine.siblings[1], step.new and step.new.siblings[1])
+end
+for _, page in ipairs(batch) do
+  pages.set(page.bucket, state.above(pages.of(page.bucket), page.vector, self.vector))
+end
+for index, tenant in ipairs(tenants) do
+  local at = index == 1 and revision or node.tick(self, now_us, 0)
+  local rows = {}
+  for i, row in ipairs(told[tenant]) do rows[i] = change_json(row) end
+  node.append(self, at, 'transfer', at, #rows, '{"format":' .. transaction.format
+    .. ',"origin":"transfer","timestamp":"' .. number.text(at)
+    .. '","previous":"0","context":{},"tenant":"' .. tenant .. '","changes":['
+    .. table.concat(rows, ',') .. ']}')
+end
+redis.call('HSET', keys.meta, 'clock', number.text(self.clock))
+if ARGV[6] ~= '' then redis.call('HSET', keys.meta, 'transfer', ARGV[6]) end
+return {
+  'absorbed', number.text(self.clock), node.vector_json(self.vector), number.text(here),
+  number.text(there), number.text(appeared), number.text(disappeared),
+}

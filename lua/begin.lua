@@ -1,0 +1,53 @@
+-- begin: a new incarnation, because this node may have lost some of its writes.
+--
+-- KEYS 1 meta         hash
+-- ARGV 1 now_us       wall clock, microseconds
+-- ARGV 2 node         node id
+-- ARGV 3 incarnation  its name, greater than any known
+-- ARGV 4 format       number of the stored format
+-- ARGV 5 partitions   partition count
+-- ARGV 6 rules        fingerprint of the conflict strategy
+-- ARGV 7 run_id       of the server
+-- ARGV 8 exposed      "1": what is written can be undone until a peer has told what this node once had
+-- ARGV 9 behind       "", or JSON of a vector that this node once had: it must catch up before it
+--                     writes, and what an exposed incarnation has written is set aside
+-- REPLY  outcome      "begun", then origin, clock, vector as JSON, and how many transactions were
+--                     set aside
+--
+-- @include keys
+-- @include node
+-- @include transaction
+-- @include undo
+local self = node.read('0') or { origin = '', clock = 0, vector = {}, exposed = false }
+local aside = 0
+
+if ARGV[9] ~= '' and self.exposed then
+  undo.restore()
+  local first = redis.call('HGET', keys.meta, 'exposed')
+  local entries = redis.call('XRANGE', keys.feed, first .. '-0', '+')
+  for _, entry in ipairs(entries) do
+    if entry[2][2] == self.origin then
+      if tonumber(entry[2][6]) > 0 then
+        redis.call('RPUSH', keys.aside, entry[2][8])
+        aside = aside + 1
+      end
+      redis.call('XDEL', keys.feed, entry[1])
+    end
+  end
+  redis.call('HDEL', keys.vector, self.origin)
+  self.vector[self.origin] = nil
+end
+
+local origin = ARGV[2] .. '.' .. ARGV[3]
+local at = node.tick(self, tonumber(ARGV[1]), 0)
+redis.call('HSET', keys.meta, 'node', ARGV[2], 'format', ARGV[4], 'partitions', ARGV[5],
+  'rules', ARGV[6], 'run_id', ARGV[7])
+redis.call('HDEL', keys.meta, 'exposed', 'behind')
+redis.call('DEL', keys.undo)
+node.begin(self, origin, at, transaction.format)
+if ARGV[9] ~= '' then
+  redis.call('HSET', keys.meta, 'behind', ARGV[9])
+elseif ARGV[8] == '1' then
+  redis.call('HSET', keys.meta, 'exposed', number.text(at))
+end
+return { 'begun', origin, number.text(at), node.vector_json(self.vector), number.text(aside) }

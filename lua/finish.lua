@@ -1,0 +1,35 @@
+-- finish: the end of a state transfer: the vector rises to where the source began.
+--
+-- KEYS 1 meta      hash
+-- ARGV 1 known     highest timestamp this process knows to be stored
+-- ARGV 2 start     JSON of the source's vector before its first page; {} only lets go of what has
+--                  been reached meanwhile
+-- ARGV 3 progress  what `meta` must hold as the progress of the transfer, or "" for no transfer
+-- REPLY  outcome   "finished" | "other" | "lost", then the vector and the floor as JSON; "other":
+--                  this transfer is not the one that was under way, and nothing was done
+--
+-- @include keys
+-- @include node
+-- @include pages
+-- @include state
+local self = node.read(ARGV[1])
+if not self then return { 'lost', '{}', '{}' } end
+if ARGV[3] ~= '' then
+  if redis.call('HGET', keys.meta, 'transfer') ~= ARGV[3] then return { 'other', '{}', '{}' } end
+  for origin, timestamp in pairs(node.vector_of(ARGV[2])) do
+    if timestamp > (self.vector[origin] or 0) then
+      self.vector[origin] = timestamp
+      redis.call('HSET', keys.vector, origin, number.text(timestamp))
+      -- The feed does not hold what lies between.
+      redis.call('HSET', keys.floor, origin, number.text(timestamp))
+    end
+  end
+  redis.call('HDEL', keys.meta, 'transfer')
+end
+local flat = redis.call('HGETALL', keys.beyond)
+for i = 1, #flat, 2 do
+  pages.set(tonumber(flat[i]), state.above(node.vector_of(flat[i + 1]), nil, self.vector))
+end
+local floor, flat_floor = {}, redis.call('HGETALL', keys.floor)
+for i = 1, #flat_floor, 2 do floor[flat_floor[i]] = tonumber(flat_floor[i + 1]) end
+return { 'finished', node.vector_json(self.vector), node.vector_json(floor) }

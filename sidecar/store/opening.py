@@ -1,0 +1,497 @@
+"""An open data set: its connections, its incarnation, and the mirror of its vector.
+
+Owns when the store is open, which incarnation writes, and what is known to be durable. Lua decides,
+Python moves. What is read and written through it is the business of `redis_store`.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tenacity
+
+from sidecar.core.clock import RANDOM_BITS, incarnation
+from sidecar.core.conflict import Rules
+from sidecar.core.digest import mix
+from sidecar.core.vector import Vector, is_covered, newest_origins, pointwise_max
+from sidecar.core.wire import decode_body, encode_vector
+from sidecar.errors import Broken, Refused, Unavailable
+from sidecar.store import scripts
+from sidecar.store.calls import Phase
+from sidecar.store.group_commit import COMMITTERS
+from sidecar.store.keys import Keys
+from sidecar.store.link import Link, ScriptError, pool_of
+
+log = logging.getLogger(__name__)
+
+STORE_FORMAT = 1
+PARTITIONS = 1
+READERS = 8
+PING_S = 1.0
+SYNC_PAUSE_S = 0.1
+EVERYSEC_S = 2.0
+"""What is this old is on disk under `appendfsync everysec`, where the server cannot be asked."""
+
+
+class OpenStore:
+    """The data set of `node`, opened when Redis answers, and again whenever it has gone.
+
+    has_peers: whether other nodes may know more of this one than its own store does.
+    now_us: the wall clock. random_bits: draws that many random bits.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str,
+        node: str,
+        rules: Rules,
+        now_us: Callable[[], int],
+        random_bits: Callable[[int], int],
+        has_peers: bool,
+        timeout_s: float,
+    ) -> None:
+        self.node = node
+        self.keys = Keys(prefix)
+        self._rules = rules
+        self._now_us, self._random_bits = now_us, random_bits
+        self._has_peers = has_peers
+        self._pool, self._timeout_s = pool_of(url, timeout_s), timeout_s
+
+        def link() -> Link:
+            return Link(self._pool, timeout_s, self._check_server)
+
+        # The control connection asks who the server is; the others only go on with the same one.
+        self._control = Link(self._pool, timeout_s)
+        self._merger, self._tailer, self._syncer = link(), link(), link()
+        self._writers = [link() for _ in range(COMMITTERS)]
+        self._readers = [link() for _ in range(READERS)]
+        single = (self._control, self._merger, self._tailer, self._syncer)
+        self._links = (*single, *self._writers, *self._readers)
+        self._next_reader = 0
+        self._opened, self._closed = asyncio.Event(), asyncio.Event()
+        self._closed_because = Unavailable("store_unavailable", "Redis has not answered yet")
+        self._covering: list[tuple[Vector, asyncio.Future[None]]] = []
+        self._next_own: asyncio.Future[int] | None = None
+        self._phase = Phase.UNPROVEN
+        self._run_id = ""
+        self._origin = ""
+        self._clock = 0
+        self._vector: Vector = {}
+        self._durable: Vector = {}
+        self._is_synced_always = True
+        self._can_wait_for_sync = True
+        self._unsynced: list[tuple[float, Vector]] = []
+        self._grown = asyncio.Event()
+        self._floor: Vector = {}
+        self._progress = ""
+        self._behind: Vector = {}
+
+    # -- what is known of it --------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether reads and merges are served."""
+        return self._opened.is_set()
+
+    @property
+    def closed_because(self) -> str:
+        """Why nothing is served, in words; "" when it is."""
+        return "" if self.is_open else self._closed_because.message
+
+    @property
+    def phase(self) -> Phase:
+        """How far the incarnation may be trusted."""
+        return self._phase
+
+    @property
+    def behind(self) -> Vector:
+        """What this node once had, while it has not caught up."""
+        return self._behind
+
+    @property
+    def origin(self) -> str:
+        """The incarnation that accepts writes here; "" before the first opening."""
+        return self._origin
+
+    @property
+    def revision(self) -> int:
+        """The highest revision this process knows to be stored."""
+        return self._clock
+
+    @property
+    def vector(self) -> Vector:
+        """What this node has applied, as far as this process knows."""
+        return self._vector
+
+    @property
+    def durable(self) -> Vector:
+        """What of it no crash can take away, as far as the server tells."""
+        return self._vector if self._is_synced_always else self._durable
+
+    @property
+    def floor(self) -> Vector:
+        """origin -> timestamp up to which the feed does not hold all its transactions."""
+        return self._floor
+
+    @property
+    def progress(self) -> str:
+        """How far an incoming state transfer has come; "" when there is none."""
+        return self._progress
+
+    async def opened(self) -> None:
+        """Wait until the store is open."""
+        await self._opened.wait()
+
+    # -- opening --------------------------------------------------------------------------------
+
+    async def _keep_open(self) -> None:
+        """Open, and open again whenever a connection breaks; never gives up."""
+        opening = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=2.0, jitter=0.1),
+            before_sleep=self._note_closed,
+        )
+        while True:
+            await opening(self._open)
+            self._closed.clear()
+            self._opened.set()
+            log.info(
+                "store open",
+                extra={"origin": self._origin, "revision": self._clock, "phase": self._phase.value},
+            )
+            await self._watch_over()
+
+    async def _watch_over(self) -> None:
+        """Returns when the store has closed; notices also while nobody asks for anything."""
+        while self._opened.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PING_S):
+                    await self._closed.wait()
+                    return
+            try:
+                await self._control.call("PING")
+            except Unavailable as unavailable:
+                await self._broke(self._control, unavailable)
+
+    def _note_closed(self, attempt: tenacity.RetryCallState) -> None:
+        reason = attempt.outcome.exception() if attempt.outcome else None
+        if isinstance(reason, Unavailable):
+            if attempt.attempt_number == 1 or self._closed_because.code != reason.code:
+                log.warning("store closed", extra={"reason": reason.message})
+            self._closed_because = reason
+
+    async def _open(self) -> None:
+        policy = await self._info("memory", "maxmemory_policy")
+        if policy not in ("", "noeviction"):
+            raise Refused(
+                "wrong_eviction_policy",
+                f"redis.url: this Redis may evict keys (maxmemory-policy {policy}), which would "
+                "lose tuples; set maxmemory-policy noeviction",
+            )
+        self._run_id = await self._info("server", "run_id")
+        for name in scripts.names():
+            await self._control.call("SCRIPT", "LOAD", scripts.script(name).text)
+        sample = (2**40 - 2, 2**52 + 12_345, "node-1.abcdefgh0123")
+        outcome, wrong = await self._control.run(
+            scripts.script("check"), self.keys.meta, *sample, mix(*sample)
+        )
+        if outcome != b"ok":
+            raise Refused("wrong_redis", f"redis.url: this Redis does not fit: {wrong.decode()}")
+        await self._ask_how_it_syncs()
+        reply = await self._run_open(is_proven=not self._has_peers)
+        if reply[0] == b"lost":
+            await self._begin_after_loss()
+            return
+        self._take_opened(reply)
+        if self._phase in (Phase.EXPOSED, Phase.SERVING):
+            await self._write_again()
+
+    async def _run_open(self, is_proven: bool) -> list[bytes]:
+        try:
+            reply: list[bytes] = await self._control.run(
+                scripts.script("open"),
+                self.keys.meta,
+                *(self._now_us(), self._clock, self.node, self._new_incarnation()),
+                *(STORE_FORMAT, PARTITIONS, self._rules.fingerprint, self._run_id),
+                "1" if is_proven else "",
+            )
+        except ScriptError as error:
+            raise self._not_ours(error) from error
+        return reply
+
+    def _take_opened(self, reply: Sequence[bytes]) -> None:
+        outcome, origin, clock, vector, exposed, behind, progress, floor = reply
+        self._behind = _vector(behind) if behind else {}
+        self._progress = progress.decode()
+        self._floor = _vector(floor)
+        if outcome == b"unproven":
+            self._phase = Phase.UNPROVEN
+        elif behind:
+            self._phase = Phase.BEHIND
+        else:
+            self._phase = Phase.EXPOSED if exposed and self._has_peers else Phase.SERVING
+        if origin.decode() != self._origin:
+            self._vector, self._durable = {}, {}
+        self._origin = origin.decode()
+        self._advance(int(clock), _vector(vector))
+        if not self._durable:
+            # What was there when this process came is as durable as it will be.
+            self._durable = self._vector
+
+    def _new_incarnation(self, known: Mapping[str, int] | None = None) -> str:
+        now_ms = self._now_us() // 1000
+        name = incarnation(now_ms, self._random_bits(RANDOM_BITS))
+        newest = newest_origins([*(known or {}), *self._vector]).get(self.node, "")
+        present = newest.partition(".")[2][:8]
+        if name[:8] <= present:
+            # The wall clock stepped back: an incarnation is greater than those before it.
+            name = incarnation(int(present, 36) + 1, self._random_bits(RANDOM_BITS))
+        return name
+
+    async def _info(self, section: str, name: str) -> str:
+        info = (await self._control.call("INFO", section)).decode()
+        lines = (line.partition(":") for line in info.splitlines())
+        return next((value.strip() for key, _, value in lines if key == name), "")
+
+    def _not_ours(self, error: ScriptError) -> Refused:
+        match error.code:
+            case "WRONGNODE":
+                return Refused(
+                    "wrong_store",
+                    f"redis.url: this data belongs to node {error.text}, not to {self.node}; "
+                    "give each node a Redis or a redis.prefix of its own",
+                )
+            case "WRONGFORMAT":
+                return Refused(
+                    "wrong_store",
+                    f"redis.url: this data has format and partition count {error.text}; this "
+                    f"release reads {STORE_FORMAT} {PARTITIONS}",
+                )
+            case "WRONGRULES":
+                return Refused(
+                    "wrong_store",
+                    f"replication.conflict_resolution: this data was merged under {error.text}, "
+                    f"the configuration says {self._rules.fingerprint}; set it back, changing the "
+                    "strategy of stored data is not built yet",
+                )
+            case _:
+                raise Broken(str(error))
+
+    def _lost(self) -> Unavailable:
+        return Unavailable(
+            "store_lost_writes",
+            "Redis has lost writes that this node knows were stored (up to revision "
+            f"{self._clock}); it goes on in a new incarnation",
+        )
+
+    # -- incarnations ---------------------------------------------------------------------------
+
+    async def prove(self) -> None:
+        """Nothing is missing, say those who know: go on in the same incarnation."""
+        if self._phase is Phase.UNPROVEN:
+            reply = await self._run_open(is_proven=True)
+            if reply[0] != b"opened":
+                raise Broken(f"lua/open.lua answers {reply[0]!r} to a proof")
+            self._take_opened(reply)
+            log.info("nothing is missing after the restart of Redis, say all peers")
+
+    async def begin(self, behind: Vector | None = None) -> None:
+        """Begin a new incarnation.
+
+        behind: what a peer remembers that this node once had; it takes no writes until it has
+        caught up, and what an exposed incarnation has written is set aside. None: nobody has
+        told yet.
+        """
+        before = self._origin
+        outcome, origin, clock, vector, aside = await self._control.run(
+            scripts.script("begin"),
+            self.keys.meta,
+            *(self._now_us(), self.node, self._new_incarnation(behind)),
+            *(STORE_FORMAT, PARTITIONS, self._rules.fingerprint, self._run_id),
+            "1" if behind is None and self._has_peers else "",
+            json.dumps(encode_vector(behind)) if behind else "",
+        )
+        if outcome != b"begun":
+            raise Broken(f"lua/begin.lua answers {outcome!r}")
+        self._origin, self._vector, self._clock = origin.decode(), _vector(vector), int(clock)
+        self._durable = {o: t for o, t in self._vector.items() if o != self._origin}
+        self._behind = behind or {}
+        is_exposed = behind is None and self._has_peers
+        self._phase = Phase.BEHIND if behind else Phase.EXPOSED if is_exposed else Phase.SERVING
+        self._advance(self._clock, self._vector)
+        log.warning(
+            "new incarnation",
+            extra={
+                "origin": self._origin,
+                "before": before,
+                "phase": self._phase.value,
+                "set_aside": int(aside),
+            },
+        )
+
+    async def _begin_after_loss(self) -> None:
+        """Redis has less than this process knows. What was durable must come back first."""
+        flat = await self._control.call("HGETALL", self.keys.vector)
+        stored = {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+        claimed = dict(self.durable)
+        log.error(
+            "Redis has lost writes that were stored",
+            extra={"origin": self._origin, "up_to": claimed.get(self._origin, 0)},
+        )
+        await self.begin({} if is_covered(claimed, stored) else claimed)
+        self._take_opened(await self._run_open(is_proven=True))
+
+    async def end_phase(self) -> None:
+        """A peer has nothing that this node lacks, it has caught up, or its loss is accepted."""
+        if self._phase not in (Phase.EXPOSED, Phase.BEHIND):
+            return
+        (outcome,) = await self._control.run(
+            scripts.script("phase"), self.keys.meta, self._clock, self._phase.value
+        )
+        if outcome == b"lost":
+            raise self._lost()
+        # Before anybody else writes: it is older than what comes now.
+        count = await self._write_again()
+        extra = {"origin": self._origin, "was": self._phase.value, "written_again": count}
+        log.info("node may write", extra=extra)
+        self._phase, self._behind = Phase.SERVING, {}
+
+    async def _write_again(self) -> int:
+        """Write what was set aside, in its order, as writes of now. How many there were."""
+        count = 0
+        while texts := await self._control.call("LRANGE", self.keys.aside, 0, 0):
+            text = texts[0].decode()
+            named = json.loads(text)
+            # Not a tenant's name: no application has such a key.
+            key = f".aside/{named['origin']}/{named['timestamp']}"
+            reply = await self._control.run(
+                scripts.script("write"),
+                self.keys.meta,
+                *(self._now_us(), self._clock),
+                *(decode_body(text), json.dumps({"key": key, "hash": "aside"})),
+            )
+            if reply[0] != b"stored":
+                raise self._lost()
+            vector = _vector(reply[1])
+            self._advance(vector[self._origin], vector)
+            await self._control.call("LPOP", self.keys.aside)
+            count += 1
+        return count
+
+    # -- durability -----------------------------------------------------------------------------
+
+    async def _ask_how_it_syncs(self) -> None:
+        is_kept = await self._info("persistence", "aof_enabled") == "1"
+        try:
+            reply = await self._control.call("CONFIG", "GET", "appendfsync")
+            how = reply[1].decode() if reply else ""
+        except (ScriptError, Unavailable):
+            how = ""  # managed servers forbid it
+        self._is_synced_always = not is_kept or how == "always"
+        if not is_kept:
+            log.warning("Redis keeps no append-only file: a restart of it loses writes")
+
+    async def _sync(self) -> None:
+        """Learn, for ever, what no crash can take away any more."""
+        while True:
+            await self._grown.wait()
+            self._grown.clear()
+            if self._is_synced_always or not self.is_open:
+                continue
+            with contextlib.suppress(Unavailable):
+                await self._learn_durable()
+            await asyncio.sleep(SYNC_PAUSE_S)
+
+    async def _learn_durable(self) -> None:
+        origin, reached = self._origin, self._vector
+        if self._can_wait_for_sync:
+            try:
+                # A write of this connection: the server waits for it, and for all before it.
+                await self._syncer.call("HSET", self.keys.meta, "synced", self._now_us())
+                local, _ = await self._syncer.call("WAITAOF", 1, 0, int(self._timeout_s * 500))
+            except ScriptError:
+                self._can_wait_for_sync = False
+                return
+            if int(local) < 1:
+                self._grown.set()
+                return
+        else:
+            await asyncio.sleep(EVERYSEC_S)
+        if origin == self._origin:
+            self._durable = pointwise_max(self._durable, reached)
+
+    # -- connections ----------------------------------------------------------------------------
+
+    async def _check_server(self, link: Link) -> None:
+        """Before the first command of a connection: another server may have lost writes."""
+        info = (await link.first("INFO", "server")).decode()
+        if self._run_id and f"run_id:{self._run_id}" not in info:
+            raise Unavailable("store_unavailable", "Redis was restarted")
+
+    def _set_closed(self, reason: Unavailable) -> None:
+        if self._opened.is_set():
+            log.warning("store closed", extra={"reason": reason.message})
+        self._closed_because = reason
+        self._opened.clear()
+        self._closed.set()
+
+    async def _ask(self, link: Link, script: str, *args: object) -> Any:
+        """Run a script; a broken connection closes the store until it has been opened anew."""
+        if not self._opened.is_set():
+            raise self._closed_because
+        try:
+            reply = await link.run(scripts.script(script), self.keys.meta, *args)
+        except Unavailable as unavailable:
+            await self._broke(link, unavailable)
+            raise
+        if reply[0] == b"lost" and script != "merge":
+            lost = self._lost()
+            self._set_closed(lost)
+            raise lost
+        return reply
+
+    async def _broke(self, link: Link, unavailable: Unavailable) -> None:
+        if link.is_connected:
+            return  # the server answered, with a refusal
+        self._set_closed(Unavailable("store_unavailable", unavailable.message))
+        for other in self._links:
+            if not other.is_busy:
+                await other.close()
+
+    def _reader(self) -> Link:
+        self._next_reader = (self._next_reader + 1) % READERS
+        return self._readers[self._next_reader]
+
+    async def _read(self, *command: object) -> Any:
+        if not self._opened.is_set():
+            raise self._closed_because
+        link = self._reader()
+        try:
+            return await link.call(*command)
+        except Unavailable as unavailable:
+            await self._broke(link, unavailable)
+            raise Unavailable("store_unavailable", unavailable.message) from unavailable
+
+    def _advance(self, clock: int, vector: Vector, first_own: int = 0) -> None:
+        """Take in what the store has reached; first_own: the first write of this node in it."""
+        own = self._vector.get(self._origin, 0)
+        self._clock = max(self._clock, clock)
+        self._vector = pointwise_max(self._vector, vector)
+        self._grown.set()
+        if self._next_own is not None and self._vector.get(self._origin, 0) > own:
+            self._next_own.set_result(first_own)
+            self._next_own = None
+        if self._covering:
+            for wanted, reached in self._covering:
+                if not reached.done() and is_covered(wanted, self._vector):
+                    reached.set_result(None)
+
+
+def _vector(text: bytes) -> Vector:
+    decoded: Mapping[str, str] = json.loads(text)
+    return {origin: int(timestamp) for origin, timestamp in decoded.items()}
