@@ -89,7 +89,7 @@ end
 for _, tx in ipairs(batch) do
   local reached = self.vector[tx.origin] or 0
   if tx.timestamp > reached and not parked.holds(tx.origin) then
-    if tx.previous > reached then
+    if tx.previous > reached and not parked.follows(tx.origin) then
       outcome = 'gap'
       detail = tx.origin .. ' continues ' .. number.text(tx.previous) .. ', here it is at '
         .. number.text(reached)
@@ -99,7 +99,9 @@ for _, tx in ipairs(batch) do
       outcome, detail = 'lost', 'a peer holds writes of this node that are not stored here'
       break
     end
-    if tx.timestamp > now_us + skew_us then
+    if tx.previous > reached then
+      parked.hold(tx.origin)
+    elseif tx.timestamp > now_us + skew_us then
       parked.put(tx, now_us, 'it is ' .. number.text((tx.timestamp - now_us) / 1000)
         .. ' ms ahead of the clock of this node')
     else

@@ -16,11 +16,14 @@ from aiohttp import web
 
 from sidecar import logs
 from sidecar.admin.status import admin_app
+from sidecar.agent.collect import collect
+from sidecar.agent.peers import Peers
 from sidecar.agent.ship import Retries, Shipping, Target
 from sidecar.agent.tail import Tail
 from sidecar.api.native import app_listener, native_app
 from sidecar.config import Address, Config
 from sidecar.core.conflict import Rules
+from sidecar.core.routing import carried
 from sidecar.core.session import Limits, Party
 from sidecar.core.wire import FORMAT
 from sidecar.errors import Refused, Unavailable, ungrouped
@@ -73,6 +76,7 @@ async def _serve(
             metrics=metrics,
             now_us=_now_us,
             random_bits=random.SystemRandom().getrandbits,
+            has_peers=len(regions) > 1,
             max_clock_skew_ms=replication.max_clock_skew_ms,
             timeout_s=timeout_s,
         )
@@ -87,11 +91,17 @@ async def _serve(
     )
     tail = Tail(store, agent.buffer_size)
     dialler = await stack.enter_async_context(Dialler(timeout_s))
+    peers = Peers(store, node.id, regions, _monotonic_us)
+    graph = {str(n.id): [str(t.id) for t in topology.targets_of(n.id)] for n in topology.nodes()}
     shipping = Shipping(
         store,
         tail,
         dialler,
-        [Target(target.id, target.endpoint) for target in topology.targets_of(node.id)],
+        peers,
+        [
+            Target(target.id, target.endpoint, carried(graph, node.id, target.id))
+            for target in topology.targets_of(node.id)
+        ],
         me=me,
         limits=Limits(replication.window, agent.batch_size, int(timeout_s * 1e6)),
         retries=Retries(
@@ -101,7 +111,7 @@ async def _serve(
         now_us=_now_us,
     )
     health = Health(node, store, shipping.targets)
-    receiver = Receiver(store, me, regions, timeout_s)
+    receiver = Receiver(store, peers, me, regions, timeout_s)
     native = native_app(store=store, tail=tail, node=node, health=health.check)
 
     listeners = [
@@ -114,7 +124,9 @@ async def _serve(
     ]
     for name, address, runner in listeners:
         await stack.enter_async_context(_listening(name, address, runner))
-    await stack.enter_async_context(_running(loops, tail.run(), shipping.run()))
+    await stack.enter_async_context(
+        _running(loops, tail.run(), shipping.run(), collect(store, peers, metrics))
+    )
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
     stack.push_async_callback(shipping.hand_over, min(2.0, config.drain_timeout_s))
@@ -203,6 +215,10 @@ async def _listening(name: str, address: Address, runner: web.AppRunner) -> Asyn
 
 def _is_loopback(host: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def _monotonic_us() -> int:
+    return time.monotonic_ns() // 1000
 
 
 def _now_us() -> int:

@@ -375,6 +375,3 @@ def _not_available(config: Config) -> Iterator[Problem]:
         yield Problem(("replication", "tenants"), "homes and residency of tenants are")
     if config.database is not None:
         yield Problem(("database",), "a database behind the sidecar is")
-    for source, to in config.topology.relayed():
-        text = f"{source} does not target {to} directly, and relays are"
-        yield Problem(("replication", "replication_targets"), text)

@@ -20,7 +20,8 @@ class Health:
 
     def check(self) -> tuple[bool, dict[str, object]]:
         """Whether reads and writes are served here, and what a person wants to know."""
-        reasons = [f"store: {self._store.closed_because}"] if not self._store.is_open else []
+        why_not = self._store.serves_not_because
+        reasons = [f"store: {why_not}"] if why_not else []
         is_serving = not reasons
         for target in self._targets:
             if not target.is_connected:

@@ -104,6 +104,20 @@ class Metrics:
             "1 after max_retries failed attempts in a row to reach this target",
             "target",
         )
+        self._target_transfer = gauge(
+            "inferadb_replication_target_transfer_ratio",
+            "How much of a state transfer to this target is done, 0 to 1; 1 when there is none",
+            "target",
+        )
+        self._unsettled = gauge(
+            "inferadb_sidecar_unsettled_tuples",
+            "Tuples kept for what not every node has seen yet: deleted ones and conflicts",
+        )
+        self._holds_back = gauge(
+            "inferadb_sidecar_collection_held_by",
+            "1 for the node that holds back collection, while anything waits for it",
+            "node",
+        )
         self._target_changes = Counter(
             "inferadb_replication_target_changes_total",
             "Changes acknowledged by this target",
@@ -124,6 +138,7 @@ class Metrics:
             self._target_lag.labels(target).set_function(lag_ms)
             self._target_connected.labels(target).set(0)
             self._target_unreachable.labels(target).set(0)
+            self._target_transfer.labels(target).set(1)
             self._target_changes.labels(target)
             self._target_failures.labels(target)
         self._lag.set_function(lambda: max((lag() for lag in targets.values()), default=0.0))
@@ -164,6 +179,17 @@ class Metrics:
         gauge = self._target_connected.labels(target)
         self._connected.inc(int(is_connected) - gauge._value.get())
         gauge.set(int(is_connected))
+
+    def transferring(self, target: str, ratio: float) -> None:
+        """A state transfer to a target has come so far; 1 at its end."""
+        self._target_transfer.labels(target).set(ratio)
+
+    def unsettled(self, tuples: int, held_by: str | None) -> None:
+        """How many tuples wait for collection, and the node they wait for."""
+        self._unsettled.set(tuples)
+        self._holds_back.clear()
+        if tuples and held_by is not None:
+            self._holds_back.labels(held_by).set(1)
 
     def unreachable(self, target: str, is_unreachable: bool) -> None:
         """A target has, or has no longer, refused or missed `max_retries` attempts in a row."""

@@ -8,6 +8,16 @@ do
 
   function parked.holds(origin) return reasons[origin] ~= nil end
 
+  -- Whether one of this origin waits already, sent before this script began.
+  function parked.follows(origin)
+    return redis.call('HEXISTS', keys.parked, origin) == 1
+  end
+
+  function parked.hold(origin)
+    reasons[origin] = cjson.decode(redis.call('HGET', keys.parked, origin)).reason
+    is_any = true
+  end
+
   function parked.put(tx, now_us, reason)
     reasons[tx.origin], is_any = reason, true
     local before = redis.call('HGET', keys.parked, tx.origin)

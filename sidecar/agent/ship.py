@@ -6,24 +6,32 @@ the feed where it is.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import tenacity
 
+from sidecar.agent.peers import Peers
 from sidecar.agent.tail import Tail
+from sidecar.core.relationship import BUCKETS
 from sidecar.core.session import (
     Acknowledged,
     Action,
     Close,
     Established,
     Limits,
+    Parked,
     Party,
+    ReadStates,
     Send,
     Sender,
+    Transferred,
 )
+from sidecar.core.vector import pointwise_max
+from sidecar.core.wire import encode_bucket
 from sidecar.errors import Refused, SidecarError, Unavailable, ungrouped
 from sidecar.metrics import Metrics
 from sidecar.peer.client import Dialler, Link
@@ -34,6 +42,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 CURSOR_S = 1.0
+PAGE_BUCKETS = 256
+PAGE_TUPLES = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +61,19 @@ class Retries:
 class Target:
     """What this node knows of one node it ships to.
 
-    acknowledged: timestamp of this node's origin up to which the target has everything.
+    carried: the nodes whose transactions go there over this node. acknowledged: timestamp of this
+    node's origin up to which the target has everything. buckets_sent: how far a state transfer
+    there has come, None when there is none.
     """
 
-    def __init__(self, node: str, endpoint: str) -> None:
-        self.node, self.endpoint = node, endpoint
+    def __init__(self, node: str, endpoint: str, carried: frozenset[str] | None = None) -> None:
+        self.node, self.endpoint, self.carried = node, endpoint, carried
+        self.buckets_sent: int | None = None
         self.is_connected = False
         self.is_unreachable = False
         self.last_error = self.last_code = ""
         self.acknowledged = 0
-        self.stored_cursor = 0
+        self.cursor = self.stored_cursor = 0
         self.oldest_pending: int | None = None
         self.sender: Sender | None = None
 
@@ -73,6 +86,7 @@ class Shipping:
         store: RedisStore,
         tail: Tail,
         dialler: Dialler,
+        peers: Peers,
         targets: Iterable[Target],
         *,
         me: Party,
@@ -81,7 +95,7 @@ class Shipping:
         metrics: Metrics,
         now_us: Callable[[], int],
     ) -> None:
-        self._store, self._tail, self._dialler = store, tail, dialler
+        self._store, self._tail, self._dialler, self._peers = store, tail, dialler, peers
         self._me, self._limits, self._retries = me, limits, retries
         self._metrics, self._now_us = metrics, now_us
         self.targets = tuple(targets)
@@ -122,7 +136,8 @@ class Shipping:
 
     async def _session(self, target: Target) -> None:
         self._metrics.attempted()
-        sender = Sender(self._me, self._store.origin, target.node, self._limits)
+        await self._store.opened()
+        sender = Sender(self._me, self._store.origin, target.node, self._limits, target.carried)
         try:
             async with self._dialler.dial(target.node, target.endpoint) as link:
                 await self._converse(target, sender, link)
@@ -134,24 +149,57 @@ class Shipping:
             self._set_connected(target, None)
 
     async def _converse(self, target: Target, sender: Sender, link: Link) -> None:
-        talk = _Conversation(self, target, sender, link)
-        await talk.perform(sender.hello(self._store.vector, _monotonic_us()))
+        talk = _Conversation(self, target, sender, link, self._store.origin)
+        await talk.perform(sender.hello(self._peers.facts(to=target.node), _monotonic_us()))
         with ungrouped():
             async with asyncio.TaskGroup() as group:
-                for loop in (talk.listen, talk.pump, talk.tick):
+                for loop in (talk.listen, talk.pump, talk.tick, talk.transfer):
                     group.create_task(loop())
 
-    async def own_after(self, timestamp: int) -> int:
-        """Wait for a write here after this one; a revision with nothing of ours before it."""
-        return await self._store.own_after(timestamp)
+    async def position_of(self, sender: Sender) -> int:
+        """Where to read on. Waits until there is something, if that can be told without reading."""
+        if sender.ships_only_own:
+            # What this node has merged is not its to ship: do not even read it.
+            sender.skip_to(await self._store.own_after(sender.sent))
+        return sender.position
 
     async def entries_after(self, revision: int) -> list[FeedEntry]:
         """What follows this revision in the feed; waits until there is something."""
         return await self._tail.after(revision)
 
-    def beat(self, sender: Sender) -> list[Action]:
+    async def heard(
+        self, target: Target, sender: Sender, head: dict[str, object], origin: str
+    ) -> list[Action]:
+        """A frame of the target has come to a session of this incarnation."""
+        if head["type"] == "welcome" and head.get("node") == target.node:
+            await self._peers.greeted(target.node, head)
+        elif head["type"] == "heartbeat":
+            await self._peers.heard(target.node, head)
+        self._check(origin)
+        return sender.on_frame(head, self._peers.here, _monotonic_us())
+
+    def entries(self, sender: Sender, after: int, entries: list[FeedEntry]) -> list[Action]:
+        """What the session sends of these entries."""
+        return sender.on_entries(after, entries, self._peers.here, _monotonic_us())
+
+    def beat(self, sender: Sender, origin: str) -> list[Action]:
         """What the session does now that time has passed."""
-        return sender.on_tick(self._store.vector, self._store.revision, _monotonic_us())
+        self._check(origin)
+        return sender.on_tick(self._peers.here, self._peers.facts(), _monotonic_us())
+
+    def _check(self, origin: str) -> None:
+        if self._store.origin != origin:
+            raise Unavailable("new_incarnation", "this node has begun a new incarnation")
+
+    async def page(self, sender: Sender, first: int) -> list[Action]:
+        """Whole buckets from this one on, once no crash here can take away what they say."""
+        states = await self._store.states(first, PAGE_BUCKETS, PAGE_TUPLES)
+        await self._store.wait_durable(states.vector)
+        lines = [
+            encode_bucket(one.number, pointwise_max(states.vector, one.beyond), one.tuples)
+            for one in states.buckets
+        ]
+        return sender.on_states(states.vector, states.following, lines)
 
     def note(self, target: Target, action: Action, sender: Sender) -> None:
         """Count what a session does."""
@@ -162,11 +210,18 @@ class Shipping:
                 self._metrics.acknowledged(target.node, changes, duration_us / 1e6)
             case Established():
                 self._set_connected(target, sender)
-                if sender.acknowledged > self._store.vector.get(self._store.origin, 0):
-                    log.error(
-                        "replication target holds writes of this node that are not stored here",
-                        extra={"target": target.node, "up_to": sender.acknowledged},
-                    )
+            case Transferred(buckets):
+                if target.buckets_sent is None:
+                    log.info("state transfer to a target", extra={"target": target.node})
+                target.buckets_sent = buckets if buckets < BUCKETS else None
+                self._metrics.transferring(target.node, buckets / BUCKETS)
+                if target.buckets_sent is None:
+                    log.info("state transfer complete", extra={"target": target.node})
+            case Parked(origin, reason):
+                log.warning(
+                    "transactions wait at a target",
+                    extra={"target": target.node, "origin": origin, "reason": reason},
+                )
             case _:
                 pass
 
@@ -179,6 +234,7 @@ class Shipping:
             target.last_error = target.last_code = ""
             self._metrics.unreachable(target.node, False)
         target.sender = sender
+        target.buckets_sent = None
         target.is_connected = sender is not None
         self._metrics.connected(target.node, target.is_connected)
 
@@ -223,8 +279,7 @@ class Shipping:
             try:
                 stored = await self._store.cursors()
                 for target in self.targets:
-                    target.stored_cursor = stored.get(target.node, 0)
-                    target.acknowledged = max(target.acknowledged, target.stored_cursor)
+                    target.stored_cursor = target.cursor = stored.get(target.node, 0)
                 while True:
                     for target in self.targets:
                         await self._remember_one(target)
@@ -233,9 +288,9 @@ class Shipping:
                 await self._store.opened()
 
     async def _remember_one(self, target: Target) -> None:
-        if target.acknowledged > target.stored_cursor:
-            await self._store.store_cursor(target.node, target.acknowledged)
-            target.stored_cursor = target.acknowledged
+        if target.cursor > target.stored_cursor:
+            await self._store.store_cursor(target.node, target.cursor)
+            target.stored_cursor = target.cursor
         if target.is_connected:
             target.oldest_pending = None
         elif target.oldest_pending is None or target.oldest_pending <= target.acknowledged:
@@ -246,22 +301,22 @@ class Shipping:
 
 
 class _Conversation:
-    """The three loops of one session: what comes, what goes, and the time."""
+    """The loops of one session: what comes, what goes, the time, and the pages of a transfer."""
 
-    def __init__(self, shipping: Shipping, target: Target, sender: Sender, link: Link) -> None:
-        self._shipping, self._target = shipping, target
+    def __init__(
+        self, shipping: Shipping, target: Target, sender: Sender, link: Link, origin: str
+    ) -> None:
+        self._shipping, self._target, self._origin = shipping, target, origin
         self._sender, self._link = sender, link
         self._has_room = asyncio.Event()
+        self._pages: asyncio.Queue[int] = asyncio.Queue()
         self._patience: asyncio.Timeout | None = None
 
     async def listen(self) -> None:
         while True:
             head = await self._link.receive()
-            sent = self._sender.sent
-            actions = self._sender.on_frame(head, _monotonic_us())
-            if self._sender.sent < sent and self._patience is not None:
-                # The session went back: what the pump waits for is not what comes next.
-                self._patience.reschedule(asyncio.get_running_loop().time())
+            with self._going_back():
+                actions = await self._shipping.heard(self._target, self._sender, head, self._origin)
             await self.perform(actions)
 
     async def pump(self) -> None:
@@ -269,20 +324,29 @@ class _Conversation:
             await self._has_room.wait()
             try:
                 async with asyncio.timeout(None) as self._patience:
-                    # What this node has merged is not its to ship: do not even read it.
-                    self._sender.skip_to(await self._shipping.own_after(self._sender.sent))
-                    after = self._sender.position
+                    after = await self._shipping.position_of(self._sender)
                     entries = await self._shipping.entries_after(after)
             except TimeoutError:
                 continue
             finally:
                 self._patience = None
-            await self.perform(self._sender.on_entries(after, entries, _monotonic_us()))
+            await self.perform(self._shipping.entries(self._sender, after, entries))
 
     async def tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            await self.perform(self._shipping.beat(self._sender))
+            with self._going_back():
+                actions = self._shipping.beat(self._sender, self._origin)
+            await self.perform(actions)
+
+    async def transfer(self) -> None:
+        """Read pages as they are asked for, and rest as long as it took: others use Redis too."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            first = await self._pages.get()
+            began = clock()
+            await self.perform(await self._shipping.page(self._sender, first))
+            await asyncio.sleep(min(clock() - began, 1.0))
 
     async def perform(self, actions: list[Action]) -> None:
         for action in actions:
@@ -290,14 +354,26 @@ class _Conversation:
             match action:
                 case Send(frame, _):
                     await self._link.send(frame)
+                case ReadStates(first):
+                    self._pages.put_nowait(first)
                 case Close(code, message):
                     raise Unavailable(code, message)
         if self._sender.is_established:
             self._target.acknowledged = self._sender.acknowledged
+            self._target.cursor = max(self._target.cursor, self._sender.cursor)
         if self._sender.room:
             self._has_room.set()
         else:
             self._has_room.clear()
+
+    @contextlib.contextmanager
+    def _going_back(self) -> Iterator[None]:
+        """When the session goes back, what the pump waits for is not what comes next."""
+        position, sent = self._sender.position, self._sender.sent
+        yield
+        has_gone_back = self._sender.position < position or self._sender.sent < sent
+        if has_gone_back and self._patience is not None:
+            self._patience.reschedule(asyncio.get_running_loop().time())
 
 
 def _monotonic_us() -> int:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import aiohttp
 from aiohttp import web
 
-from sidecar.core.session import AckOutcome, Party, acknowledge, greet, heartbeat, refuse, welcome
-from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame, decode_vector
-from sidecar.errors import Refused, SidecarError, Unavailable, ungrouped
+from sidecar.agent.incoming import Frame, Incoming, Intake
+from sidecar.agent.peers import Peers
+from sidecar.core.session import Party, refuse
+from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame
+from sidecar.errors import Refused, SidecarError, ungrouped
 from sidecar.health import Health
 from sidecar.peer.client import PATH
-from sidecar.store.calls import MergeOutcome
 from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,6 @@ MAX_MERGE_BYTES = 128 * 1024
 MAX_REMEMBERED = 1000
 """Sources whose refusal is remembered; beyond it all are forgotten and logged anew."""
 
-Frame = tuple[dict[str, object], bytes]
-
 
 class Receiver:
     """Takes the sessions of other nodes and merges what they bring.
@@ -37,10 +36,17 @@ class Receiver:
     """
 
     def __init__(
-        self, store: RedisStore, me: Party, regions: Mapping[str, str], timeout_s: float
+        self,
+        store: RedisStore,
+        peers: Peers,
+        me: Party,
+        regions: Mapping[str, str],
+        timeout_s: float,
     ) -> None:
-        self._store, self._me, self._regions, self._timeout_s = store, me, regions, timeout_s
-        self._sessions: dict[str, web.WebSocketResponse] = {}
+        self._store, self._peers, self._me = store, peers, me
+        self._regions, self._timeout_s = regions, timeout_s
+        self._intake = Intake()
+        self._sessions: dict[str, tuple[Incoming, web.WebSocketResponse]] = {}
         # Who was refused, and why: a source that comes again with the same fault is no news.
         self._refused: dict[str, str] = {}
 
@@ -50,20 +56,20 @@ class Receiver:
             max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=1.0, autoping=True
         )
         await socket.prepare(request)
-        node = None
+        session = Incoming(self._store, self._peers, self._intake, self._me, self._regions)
         try:
-            node = await self._agree(socket)
-            await self._replace(node, socket)
+            await self._agree(session, socket)
             with ungrouped():
-                await self._converse(socket)
+                await self._converse(session, socket)
         except SidecarError as failure:
-            self._note_refusal(node or str(request.remote), failure)
+            self._note_refusal(session.node or str(request.remote), failure)
             await _send(socket, refuse(failure.code, failure.message))
         except ConnectionError:
             pass  # the other end has gone; it will come again
         finally:
-            if node is not None and self._sessions.get(node) is socket:
-                del self._sessions[node]
+            if self._sessions.get(session.node, (None, None))[0] is session:
+                del self._sessions[session.node]
+            await session.end()
             await socket.close()
         return socket
 
@@ -77,70 +83,53 @@ class Receiver:
             "replication session refused", extra={"source": source, "reason": failure.message}
         )
 
-    async def close(self, _: web.Application) -> None:
+    async def close(self, app: web.Application) -> None:
         """End every session; their nodes come again when this one is back."""
-        for socket in list(self._sessions.values()):
+        for _, socket in list(self._sessions.values()):
             await socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)
 
-    async def _agree(self, socket: web.WebSocketResponse) -> str:
+    async def _agree(self, session: Incoming, socket: web.WebSocketResponse) -> None:
         frame = await self._next(socket)
         if frame is None:
             raise ConnectionResetError
-        node, protocol = greet(frame[0], self._me, self._regions)
-        decode_vector(frame[0].get("vector"))
-        if not self._store.is_open:
-            raise Unavailable("store_unavailable", self._store.closed_because)
-        await _send(
-            socket,
-            welcome(
-                self._me, self._store.origin, self._store.vector, self._store.revision, protocol
-            ),
-        )
-        return node
-
-    async def _replace(self, node: str, socket: web.WebSocketResponse) -> None:
-        """A node has one session here; an older one is a link that died without a word."""
-        older = self._sessions.get(node)
-        self._sessions[node] = socket
+        # A node has one session here; an older one is a link that died without a word. What it has
+        # brought is merged before this node says what it has.
+        older = self._sessions.pop(str(frame[0].get("node")), None)
         if older is not None:
-            await older.close()
-        self._refused.pop(node, None)
-        log.info("replication session from a peer", extra={"source": node})
+            await older[0].end()
+        answer = await session.greet(frame[0])
+        self._sessions[session.node] = (session, socket)
+        self._refused.pop(session.node, None)
+        log.info("replication session from a peer", extra={"source": session.node})
+        await _send(socket, answer)
+        if older is not None:
+            await older[1].close()
 
-    async def _converse(self, socket: web.WebSocketResponse) -> None:
+    async def _converse(self, session: Incoming, socket: web.WebSocketResponse) -> None:
         """Read ahead while Redis merges; what has come meanwhile is merged together."""
         frames: asyncio.Queue[Frame] = asyncio.Queue(maxsize=READ_AHEAD)
         async with asyncio.TaskGroup() as group:
-            answering = group.create_task(self._answer(socket, frames))
+            answering = group.create_task(self._answer(session, socket, frames))
             while (frame := await self._next(socket)) is not None:
                 await frames.put(frame)
             # What is left in the queue was not acknowledged; it comes again.
             answering.cancel()
 
-    async def _answer(self, socket: web.WebSocketResponse, frames: asyncio.Queue[Frame]) -> None:
+    async def _answer(
+        self, session: Incoming, socket: web.WebSocketResponse, frames: asyncio.Queue[Frame]
+    ) -> None:
         batches: list[Frame] = []
         while True:
-            head, lines = await frames.get()
-            match head["type"]:
-                case "batch":
-                    batches.append((head, lines))
-                case "heartbeat":
-                    await _send(socket, heartbeat(self._store.vector, self._store.revision))
-                case other:
-                    raise Refused("bad_frame", f"a session does not know {other!r}")
+            frame = await frames.get()
+            is_batch = frame[0]["type"] == "batch"
+            if is_batch:
+                batches.append(frame)
             is_enough = sum(len(lines) for _, lines in batches) > MAX_MERGE_BYTES
-            if batches and (is_enough or frames.empty()):
-                await self._merge(socket, batches)
+            if batches and (is_enough or not is_batch or frames.empty()):
+                await _send(socket, await session.on_batches(batches))
                 batches = []
-
-    async def _merge(self, socket: web.WebSocketResponse, batches: list[Frame]) -> None:
-        """Merge batches in their order; the answer to the last one answers all of them."""
-        merged = await self._store.merge(b"\n".join(lines for _, lines in batches))
-        if merged.outcome is MergeOutcome.LOST:
-            raise Unavailable("store_lost_writes", merged.detail)
-        number = batches[-1][0].get("batch")
-        outcome = AckOutcome(merged.outcome.value)
-        await _send(socket, acknowledge(number, outcome, merged.detail, merged.vector))
+            if not is_batch:
+                await _send(socket, await session.on_frame(*frame))
 
     async def _next(self, socket: web.WebSocketResponse) -> Frame | None:
         """The next frame; None when the other end has closed, or been silent for too long."""

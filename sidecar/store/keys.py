@@ -50,6 +50,11 @@ class Keys:
         return self._name("unsettled")
 
     @property
+    def beyond(self) -> str:
+        """Hash: bucket -> what was taken over with pages of a state transfer."""
+        return self._name("beyond")
+
+    @property
     def parked(self) -> str:
         """Hash: origin -> the transaction that waits, and why."""
         return self._name("parked")

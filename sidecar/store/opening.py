@@ -86,7 +86,7 @@ class OpenStore:
         self._is_synced_always = True
         self._can_wait_for_sync = True
         self._unsynced: list[tuple[float, Vector]] = []
-        self._grown = asyncio.Event()
+        self._grown, self._has_synced = asyncio.Event(), asyncio.Event()
         self._floor: Vector = {}
         self._progress = ""
         self._behind: Vector = {}
@@ -102,6 +102,29 @@ class OpenStore:
     def closed_because(self) -> str:
         """Why nothing is served, in words; "" when it is."""
         return "" if self.is_open else self._closed_because.message
+
+    @property
+    def serves_not_because(self) -> str:
+        """Why applications are not served here, in words; "" when they are."""
+        refusal = self._refusal()
+        return refusal.message if refusal else ""
+
+    def _refusal(self) -> Unavailable | None:
+        """What applications are told while their reads could be stale and their writes lost."""
+        if not self.is_open:
+            return self._closed_because
+        if self._phase is Phase.UNPROVEN:
+            return Unavailable(
+                "starting", "this node asks its peers whether its Redis has lost anything"
+            )
+        if self._phase is Phase.BEHIND:
+            return Unavailable(
+                "catching_up",
+                "this node has lost what its peers know it once had, and serves nothing until it "
+                "has caught up with them (`sidecar accept-loss` if they are gone for good)",
+                retry_after_s=5,
+            )
+        return None
 
     @property
     def phase(self) -> Phase:
@@ -424,6 +447,14 @@ class OpenStore:
             await asyncio.sleep(EVERYSEC_S)
         if origin == self._origin:
             self._durable = pointwise_max(self._durable, reached)
+            self._has_synced.set()
+            self._has_synced.clear()
+
+    async def wait_durable(self, vector: Vector) -> None:
+        """Wait until no crash can take away what is in `vector`."""
+        while not is_covered(vector, self.durable):
+            self._grown.set()
+            await self._has_synced.wait()
 
     # -- connections ----------------------------------------------------------------------------
 

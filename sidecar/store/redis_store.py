@@ -26,7 +26,6 @@ from sidecar.store.calls import (
     Merged,
     MergeOutcome,
     Page,
-    Phase,
     States,
     Way,
     WriteRequest,
@@ -104,29 +103,15 @@ class RedisStore(OpenStore):
         Raises Refused (409 revision_mismatch, 422 idempotency_key_reused) and Unavailable
         (store_unavailable: nothing was done; outcome_unknown: nobody knows).
         """
-        if not self._opened.is_set():
-            raise self._closed_because
-        if self._phase in (Phase.UNPROVEN, Phase.BEHIND):
-            raise self._takes_no_writes()
+        self._refuse_applications()
         return await self._group_commit.write(request)
-
-    def _takes_no_writes(self) -> Unavailable:
-        if self._phase is Phase.UNPROVEN:
-            return Unavailable(
-                "starting", "this node asks its peers whether its Redis has lost anything"
-            )
-        return Unavailable(
-            "catching_up",
-            "this node has lost what its peers know it once had, and takes no writes until it has "
-            "caught up with them (`sidecar accept-loss` if they are gone for good)",
-            retry_after_s=5,
-        )
 
     async def _commit(self, link: Link, pairs: Sequence[str]) -> Committed:
         """One run of the write script."""
         reply = await self._ask(link, "write", self._now_us(), self._clock, *pairs)
         if reply[0] == b"behind":
-            raise self._takes_no_writes()
+            # It has fallen behind while the write was on its way.
+            raise self._refusal() or self._lost()
         vector, previous, origin, replies = (
             _vector(reply[1]),
             int(reply[2]),
@@ -186,6 +171,7 @@ class RedisStore(OpenStore):
 
     async def read_page(self, wanted: Filter, limit: int, cursor: str | None = None) -> Page:
         """A page of visible tuples. Raises Refused("invalid_cursor") and Unavailable."""
+        self._refuse_applications()
         try:
             outcome, rest, clock, vector, *rows = await self._ask(
                 self._reader(),
@@ -216,6 +202,7 @@ class RedisStore(OpenStore):
         self, tenant: str, resource: str, relation: str, subject: str
     ) -> Relationship | None:
         """The relationship if it is there, not deleted and not expired."""
+        self._refuse_applications()
         field = f"{relation}#{subject}".encode()
         value = await self._read("HGET", self.keys.tuples(tenant, resource), field)
         if value is None:
@@ -223,8 +210,13 @@ class RedisStore(OpenStore):
         return states.visible(tenant, resource, field, value, self._now_us())
 
     async def tenants(self) -> list[str]:
-        """Every tenant that has had a tuple here, sorted."""
+        """Every tenant that has a tuple here, sorted."""
+        self._refuse_applications()
         return sorted(name.decode() for name in await self._read("SMEMBERS", self.keys.tenants))
+
+    def _refuse_applications(self) -> None:
+        if (refusal := self._refusal()) is not None:
+            raise refusal
 
     async def wait_covered(self, vector: Vector, timeout_s: float) -> bool:
         """Whether this node comes to cover `vector` in that time."""
@@ -345,6 +337,11 @@ class RedisStore(OpenStore):
         self._floor = _vector(floor)
         self._advance(self._clock, _vector(vector))
         return True
+
+    async def let_go(self) -> None:
+        """Forget what was taken over with pages where the vector has reached it."""
+        if await self._read("EXISTS", self.keys.beyond):
+            await self.finish({}, "")
 
     # -- collection -----------------------------------------------------------------------------
 

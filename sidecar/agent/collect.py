@@ -1,0 +1,32 @@
+"""Collection: what every node has seen and nobody shows any more goes.
+
+Also the pulse of `Peers`, which decides what that is.
+"""
+
+import asyncio
+
+from sidecar.agent.peers import Peers
+from sidecar.errors import Unavailable
+from sidecar.metrics import Metrics
+from sidecar.store.redis_store import RedisStore
+
+TICK_S = 0.5
+
+
+async def collect(store: RedisStore, peers: Peers, metrics: Metrics) -> None:
+    """For ever; a store that is away is waited for."""
+
+    async def pause() -> None:
+        await asyncio.sleep(0)
+
+    while True:
+        await store.opened()
+        try:
+            await peers.tick()
+            await peers.collect(pause)
+            await store.let_go()
+            metrics.unsettled(await store.unsettled(), peers.stability.held_by)
+        except Unavailable:
+            # Said once where it was noticed.
+            await asyncio.sleep(TICK_S)
+        await asyncio.sleep(TICK_S)

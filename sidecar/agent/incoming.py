@@ -1,0 +1,167 @@
+"""The receiving end of a session: what becomes of the frames that another node sends.
+
+Owns the order of things for one source: greeting, merging, taking in a state transfer. It knows
+the store and no socket, so that the simulator can drive it.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+from sidecar.agent.peers import Peers, Replica
+from sidecar.core.relationship import BUCKETS
+from sidecar.core.session import AckOutcome, Party, acknowledge, greet, heartbeat, welcome
+from sidecar.core.vector import Vector
+from sidecar.core.wire import decode_vector, encode_frame, encode_vector
+from sidecar.errors import Refused, Unavailable
+from sidecar.store.calls import AbsorbOutcome, MergeOutcome, Way
+
+log = logging.getLogger(__name__)
+
+Frame = tuple[dict[str, object], bytes]
+
+
+class Intake:
+    """State transfers into this node: one at a time, from one source."""
+
+    def __init__(self) -> None:
+        self.owner: Incoming | None = None
+
+
+class Incoming:
+    """One session of another node. `greet` first; then frames in the order in which they come."""
+
+    def __init__(
+        self,
+        store: Replica,
+        peers: Peers,
+        intake: Intake,
+        me: Party,
+        regions: Mapping[str, str],
+    ) -> None:
+        self._store, self._peers, self._intake = store, peers, intake
+        self._me, self._regions = me, regions
+        self._turn = asyncio.Lock()
+        self._is_over = False
+        self._own_origin = ""
+        self._start: Vector = {}
+        self.node = ""
+        self.origin = ""
+
+    async def greet(self, head: Mapping[str, object]) -> str | bytes:
+        """The answer to a hello. Raises Refused or Unavailable when there can be no session."""
+        node, protocol = greet(head, self._me, self._regions)
+        decode_vector(head.get("vector"))
+        if not self._store.is_open:
+            raise Unavailable("store_unavailable", "the store of the target is closed")
+        await self._peers.greeted(node, head)
+        self.node, self.origin = node, str(head.get("origin"))
+        self._own_origin = self._store.origin
+        return welcome(self._me, self._store.origin, protocol, self._peers.facts(to=node))
+
+    async def end(self) -> None:
+        """Nothing of this session is merged any more when this returns."""
+        self._is_over = True
+        if self._intake.owner is self:
+            self._intake.owner = None
+        async with self._turn:
+            pass
+
+    async def on_batches(self, batches: Sequence[Frame]) -> str | bytes:
+        """Merge batches in their order; the answer to the last one answers all of them."""
+        async with self._turn:
+            self._check()
+            merged = await self._store.merge(b"\n".join(lines for _, lines in batches))
+        if merged.outcome is MergeOutcome.LOST:
+            raise Unavailable("store_lost_writes", merged.detail)
+        number = batches[-1][0].get("batch")
+        outcome = AckOutcome(merged.outcome.value)
+        return acknowledge(number, outcome, merged.vector, self._store.durable, merged.parked)
+
+    async def on_frame(self, head: Mapping[str, object], lines: bytes) -> str | bytes:
+        """The answer to any other frame."""
+        async with self._turn:
+            self._check()
+            match head["type"]:
+                case "heartbeat":
+                    await self._peers.heard(self.node, head)
+                    return heartbeat(self._peers.facts())
+                case "transfer":
+                    return self._begin_transfer(head)
+                case "page":
+                    return await self._take_page(head, lines)
+                case "transfer_end":
+                    return await self._end_transfer(head)
+                case other:
+                    raise Refused("bad_frame", f"a session does not know {other!r}")
+
+    def _check(self) -> None:
+        if self._is_over:
+            raise Unavailable("session_replaced", f"{self.node} has a newer session here")
+        if self._store.origin != self._own_origin:
+            raise Unavailable("new_incarnation", f"{self._me.node} has begun a new incarnation")
+        if self._peers.is_outdated(self.node, self.origin):
+            raise Refused("old_incarnation", f"a newer incarnation of {self.node} is known here")
+
+    # -- state transfer ---------------------------------------------------------------------------
+
+    def _begin_transfer(self, head: Mapping[str, object]) -> str | bytes:
+        owner = self._intake.owner
+        if owner is not None and owner is not self:
+            return encode_frame({"type": "busy", "transfer": head.get("transfer")})
+        self._intake.owner = self
+        begun = json.loads(self._store.progress) if self._store.progress else {}
+        if begun.get("source") == self.origin:
+            following, self._start = int(begun["next"]), decode_vector(begun["start"])
+        else:
+            following, self._start = 0, decode_vector(head.get("start"))
+        log.info("state transfer begins", extra={"source": self.node, "from_bucket": following})
+        return encode_frame(
+            {
+                "type": "ready",
+                "transfer": head.get("transfer"),
+                "start": encode_vector(self._start),
+                "next": following,
+            }
+        )
+
+    def _progress(self, following: int) -> str:
+        # Sorted: the text is compared as a whole.
+        progress = {
+            "source": self.origin,
+            "start": encode_vector(self._start),
+            "next": following,
+        }
+        return json.dumps(progress, sort_keys=True)
+
+    async def _take_page(self, head: Mapping[str, object], lines: bytes) -> str | bytes:
+        self._own_transfer()
+        following = head.get("next")
+        if not isinstance(following, int) or not 0 < following <= BUCKETS:
+            raise Refused("bad_frame", "a page says which bucket follows")
+        absorbed = await self._store.absorb(lines, Way.JOIN, self._progress(following))
+        if absorbed.outcome is AbsorbOutcome.SKEW:
+            raise Unavailable("skew", "a page has writes ahead of the clock of this node")
+        return encode_frame(
+            {"type": "page_ack", "transfer": head.get("transfer"), "next": following}
+        )
+
+    async def _end_transfer(self, head: Mapping[str, object]) -> str | bytes:
+        self._own_transfer()
+        if not await self._store.finish(self._start, self._progress(BUCKETS)):
+            raise Unavailable("transfer_lost", "the transfer is not the one that was begun here")
+        self._intake.owner = None
+        log.info("state transfer ends", extra={"source": self.node})
+        return encode_frame(
+            {
+                "type": "done",
+                "transfer": head.get("transfer"),
+                "vector": encode_vector(self._store.vector),
+                "durable": encode_vector(self._store.durable),
+            }
+        )
+
+    def _own_transfer(self) -> None:
+        if self._intake.owner is not self:
+            raise Refused("bad_frame", "a page without a transfer that was begun")

@@ -1,0 +1,280 @@
+"""What this node knows of the others, and what follows from it for its own incarnation.
+
+Owns the rows of vectors, what each node has said of itself, and the decisions that need several of
+them: whether this node has lost something, when it has caught up, what may be collected. Every
+hello and heartbeat of a session ends up here. No timers and no tasks: `tick` is called each second.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sidecar.core.collection import Rows, Stability
+from sidecar.core.session import Here
+from sidecar.core.vector import Vector, above, is_covered, newest_origins, node_of, pointwise_max
+from sidecar.core.wire import decode_vector, encode_vector
+from sidecar.errors import Refused
+from sidecar.store.calls import Absorbed, Merged, Phase, States, Way
+
+log = logging.getLogger(__name__)
+
+PROOF_US = 1_000_000
+"""So long a restarted node waits for its peers to say that nothing is missing."""
+PRESENT_US = 3_500_000
+"""Who has said something within this time counts as there."""
+
+
+class Replica(Protocol):
+    """What the replication needs of a store; the real one and that of the simulator have it."""
+
+    @property
+    def is_open(self) -> bool: ...
+    @property
+    def origin(self) -> str: ...
+    @property
+    def phase(self) -> Phase: ...
+    @property
+    def vector(self) -> Vector: ...
+    @property
+    def durable(self) -> Vector: ...
+    @property
+    def floor(self) -> Vector: ...
+    @property
+    def revision(self) -> int: ...
+    @property
+    def behind(self) -> Vector: ...
+    @property
+    def progress(self) -> str: ...
+
+    async def merge(self, batch: bytes) -> Merged: ...
+    async def states(self, first: int, buckets: int, tuples: int) -> States: ...
+    async def absorb(self, page: bytes, way: Way, progress: str = "") -> Absorbed: ...
+    async def finish(self, start: Vector, progress: str) -> bool: ...
+    async def rows(self, nodes: Sequence[str]) -> dict[str, Vector]: ...
+    async def store_rows(self, rows: Mapping[str, Vector]) -> None: ...
+    async def collect(self, stable: Vector, ended: Mapping[str, int], after: int = 0) -> int: ...
+    async def wait_durable(self, vector: Vector) -> None: ...
+    async def prove(self) -> None: ...
+    async def begin(self, behind: Vector | None = None) -> None: ...
+    async def end_phase(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Told:
+    """What a node said of itself, and when it was heard."""
+
+    origin: str
+    phase: Phase
+    is_new: bool
+    vector: Vector
+    heard_us: int
+
+
+class Peers:
+    """The other nodes of the topology, as they tell of themselves."""
+
+    def __init__(
+        self, store: Replica, me: str, members: Collection[str], now_us: Callable[[], int]
+    ) -> None:
+        """now_us: a clock that only goes on, in microseconds."""
+        self._store, self._me, self._now_us = store, me, now_us
+        self.rows = Rows(me, members)
+        self.told: dict[str, Told] = {}
+        self._restored = ""
+        self._proofs: set[str] = set()
+        self._phase_since_us: tuple[str, Phase, int] = ("", Phase.UNPROVEN, 0)
+        self._collected: tuple[Vector, Mapping[str, int]] | None = None
+        self._walk = 0
+        self._others = [n for n in self.rows.members if n != me]
+        self._named: dict[str, str] = {}
+        self._announced: dict[str, int] = {}
+
+    # -- what this node tells ---------------------------------------------------------------------
+
+    @property
+    def here(self) -> Here:
+        """What this node has, for a session."""
+        one = self._store
+        return Here(one.vector, one.durable, one.floor, one.revision)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this node has never had all that some other node had."""
+        return bool(self._others) and not any(n in self.rows.known for n in self._others)
+
+    def facts(self, to: str | None = None) -> dict[str, object]:
+        """What hellos and heartbeats tell; to: a greeted node is told what it once had."""
+        store = self._store
+        facts: dict[str, object] = {
+            "clock": str(store.revision),
+            "phase": store.phase.value,
+            "new": self.is_new,
+            "members": list(self.rows.members),
+            "vector": encode_vector(store.vector),
+            "durable": encode_vector(store.durable),
+            "rows": {node: encode_vector(row) for node, row in self.rows.told().items()},
+        }
+        if to is not None:
+            facts["claims"] = encode_vector(self.rows.claims_of(to))
+        return facts
+
+    # -- what others tell -------------------------------------------------------------------------
+
+    async def greeted(self, node: str, head: Mapping[str, object]) -> None:
+        """A hello, or the answer to ours: it also tells what this node once had.
+
+        Raises Refused("old_incarnation") when a newer one of that node has been heard of.
+        """
+        origin = str(head.get("origin"))
+        newest = max(self._named.get(node, ""), newest_origins(self._store.vector).get(node, ""))
+        if origin < newest or node_of(origin) != node:
+            raise Refused(
+                "old_incarnation",
+                f"{node} comes as {origin}, and {newest or node} is known here; what an older "
+                "incarnation says is not taken",
+            )
+        self._named[node] = origin
+        told = self._hear(node, head)
+        await self._face(node, told, decode_vector(head.get("claims", {})))
+
+    def is_outdated(self, node: str, origin: str) -> bool:
+        """Whether a newer incarnation of that node has been heard of."""
+        return origin < self._named.get(node, "")
+
+    async def heard(self, node: str, head: Mapping[str, object]) -> None:
+        """A heartbeat."""
+        if node not in self.told:
+            return
+        told = self._hear(node, {**head, "origin": self.told[node].origin})
+        if told.phase in (Phase.SERVING, Phase.EXPOSED):
+            # It has been told what it once had: it has it, or goes on without.
+            self.rows.acknowledged_loss(node, decode_vector(head.get("durable")))
+
+    def _hear(self, node: str, head: Mapping[str, object]) -> Told:
+        vector = decode_vector(head.get("vector"))
+        self.rows.hear(node, decode_vector(head.get("durable", head.get("vector"))))
+        rows = head.get("rows", {})
+        if not isinstance(rows, dict):
+            raise Refused("bad_frame", "rows is an object of node and vector")
+        for other, row in rows.items():
+            self.rows.hear(str(other), decode_vector(row))
+        try:
+            phase = Phase(str(head.get("phase", Phase.SERVING.value)))
+        except ValueError:
+            raise Refused("bad_frame", "a phase is a word of this protocol") from None
+        told = Told(str(head["origin"]), phase, bool(head.get("new")), vector, self._now_us())
+        self.told[node] = told
+        return told
+
+    async def _face(self, node: str, told: Told, claims: Vector) -> None:
+        """Compare what this node has with what a peer says that it had."""
+        store = self._store
+        lacks = above(self._without_lost(claims), store.vector)
+        reused = told.vector.get(store.origin, 0) > store.vector.get(store.origin, 0)
+        if lacks and store.phase is Phase.BEHIND:
+            return  # it knows already, and must come up with every node anyway
+        if lacks:
+            log.error(
+                "this node has lost what it once had; it takes no writes until it has caught up",
+                extra={"peer": node, "lacks": ", ".join(f"{o}@{t}" for o, t in lacks.items())},
+            )
+            await self.begin(pointwise_max(claims, store.vector))
+        elif reused:
+            # Its last writes were shipped and are lost here: their places must not be used again.
+            await self.begin({})
+        else:
+            self._proofs.add(node)
+            is_mine_there = any(
+                timestamp > store.vector.get(origin, 0)
+                for origin, timestamp in told.vector.items()
+                if node_of(origin) == self._me
+            )
+            if is_mine_there:
+                self._proofs.discard(node)
+            if store.phase is Phase.UNPROVEN and self._proofs >= set(self._others):
+                await store.prove()
+            if store.phase is Phase.EXPOSED:
+                await store.end_phase()
+
+    async def begin(self, behind: Vector | None) -> None:
+        """Begin a new incarnation; every session then begins anew."""
+        await self._store.begin(behind)
+        self._proofs.clear()
+
+    # -- as time passes ---------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """Once a second: settle the own phase, believe and store rows."""
+        store = self._store
+        if not store.is_open:
+            return
+        now_us = self._now_us()
+        if self._restored != store.origin:
+            if not self._restored:
+                self.rows.restore(await store.rows(self._others))
+            self._restored = store.origin
+        origin, phase, since_us = self._phase_since_us
+        if (origin, phase) != (store.origin, store.phase):
+            since_us = now_us
+            self._phase_since_us = (store.origin, store.phase, now_us)
+        if store.phase is Phase.UNPROVEN and now_us - since_us >= PROOF_US:
+            await self.begin(None)
+        elif store.phase is Phase.BEHIND and self._has_caught_up(since_us):
+            await store.end_phase()
+        changed = self.rows.believe(store.vector, store.durable)
+        if rows := {node: self.rows.known[node] for node in changed if node != self._me}:
+            await store.store_rows(rows)
+        self._announce_ends()
+
+    def present(self, since_us: int = 0) -> dict[str, Told]:
+        """Who has been heard of lately."""
+        after_us = max(self._now_us() - PRESENT_US, since_us)
+        return {n: told for n, told in self.told.items() if told.heard_us > after_us}
+
+    def _has_caught_up(self, since_us: int) -> bool:
+        """Caught up with all that are there, at least one of them caught up itself and not new.
+
+        If all are catching up, they go on together once every node of the topology is there.
+        """
+        there = self.present(since_us)
+        if not all(is_covered(told.vector, self._store.vector) for told in there.values()):
+            return False
+        is_sound = any(
+            told.phase in (Phase.SERVING, Phase.EXPOSED) and not told.is_new
+            for told in there.values()
+        )
+        return is_sound or there.keys() >= set(self._others)
+
+    def _without_lost(self, vector: Vector) -> Vector:
+        return {o: min(t, self.rows.ended.get(o, t)) for o, t in vector.items()}
+
+    def _announce_ends(self) -> None:
+        for origin, end in self.rows.ended.items():
+            if node_of(origin) == self._me and self._announced.get(origin) != end:
+                self._announced[origin] = end
+                log.warning(
+                    "incarnation ended: what it wrote after this is lost",
+                    extra={"origin": origin, "after": end},
+                )
+
+    # -- collection -------------------------------------------------------------------------------
+
+    @property
+    def stability(self) -> Stability:
+        """What every node has, and who holds it back."""
+        return self.rows.stable(self._store.vector)
+
+    async def collect(self, pause: Callable[[], Awaitable[None]]) -> None:
+        """Walk the unsettled tuples once for each new state of what is stable.
+
+        pause: called between two calls to the store.
+        """
+        stable = self.stability.vector
+        if stable is None or self._collected == (stable, self.rows.ended):
+            return
+        after = 0
+        ended = dict(self.rows.ended)
+        while after := await self._store.collect(stable, ended, after):
+            await pause()
+        self._collected = (stable, ended)
