@@ -47,6 +47,8 @@ class Rows:
         """A node has, or somebody was told by it that it has, this vector."""
         if node not in self.members or node == self.me:
             return
+        if node not in newest_origins(row):
+            return  # nothing of it is durable yet
         self._claims[node] = pointwise_max(self._claims.get(node, {}), row)
         heard = self._waiting.get(node) or self.known.get(node) or {}
         present, before = (newest_origins(v).get(node, "") for v in (row, heard))

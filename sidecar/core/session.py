@@ -161,12 +161,12 @@ class _Batch:
 
 @dataclass(slots=True)
 class _Transfer:
-    """A state transfer under way. asked_us: when the target was asked for the first time."""
+    """A state transfer under way. heard_us: when the target last had a word for it."""
 
     number: int
     start: Vector
     revision: int
-    is_accepted: bool = False
+    heard_us: int
     following: int = 0
 
 
@@ -343,6 +343,8 @@ class Sender:
         if waited_us > self._limits.timeout_us:
             what = "acknowledged nothing" if self._in_flight else "said nothing"
             return [Close("timeout", f"{self._target} {what} for {waited_us / 1e6:.1f} s")]
+        if self._transfer and now_us - self._transfer.heard_us > self._limits.timeout_us:
+            return [Close("timeout", f"{self._target} does not go on with a state transfer")]
         if not self._is_established:
             return []
         self._advance_cursor()
@@ -511,7 +513,7 @@ class Sender:
         )
         if not is_needed:
             return []
-        self._transfer = _Transfer(self._next_number, here.durable, here.revision)
+        self._transfer = _Transfer(self._next_number, here.durable, here.revision, now_us)
         self._next_number += 1
         head = {
             "type": "transfer",
@@ -524,7 +526,7 @@ class Sender:
         transfer = self._transfer
         if transfer is None or head.get("transfer") != transfer.number:
             return []
-        self._acked_us = now_us
+        transfer.heard_us = now_us
         match head["type"]:
             case "busy":
                 self._transfer = None
@@ -533,7 +535,6 @@ class Sender:
             case "ready":
                 # An earlier one may have been cut short: it goes on where it was.
                 transfer.start = decode_vector(head.get("start"))
-                transfer.is_accepted = True
                 transfer.following = _bucket(head.get("next"))
             case "page_ack":
                 transfer.following = _bucket(head.get("next"))
