@@ -58,7 +58,8 @@ class Rows:
             # What it said as its older incarnation it may have lost.
             self.known.pop(node, None)
             self._waiting[node] = row
-        self._waiting.setdefault(node, row)
+        if not is_covered(row, self.known.get(node, {})):
+            self._waiting.setdefault(node, row)
 
     def claims_of(self, node: str) -> Vector:
         """The most that a node is known to have had."""
