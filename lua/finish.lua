@@ -5,12 +5,14 @@
 -- ARGV 2 start     JSON of the source's vector before its first page; {} only lets go of what has
 --                  been reached meanwhile
 -- ARGV 3 progress  what `meta` must hold as the progress of the transfer, or "" for no transfer
+-- ARGV 4 ended     JSON: incarnation -> where it ended; nobody has more of it
 -- REPLY  outcome   "finished" | "other" | "lost", then the vector and the floor as JSON; "other":
 --                  this transfer is not the one that was under way, and nothing was done
 --
 -- @include keys
 -- @include node
 -- @include pages
+-- @include parked
 -- @include state
 local self = node.read(ARGV[1])
 if not self then return { 'lost', '{}', '{}' } end
@@ -26,10 +28,14 @@ if ARGV[3] ~= '' then
   end
   redis.call('HDEL', keys.meta, 'transfer')
 end
+local reached = {}
+for origin, timestamp in pairs(self.vector) do reached[origin] = timestamp end
+for origin in pairs(node.vector_of(ARGV[4])) do reached[origin] = 9007199254740991 end
 local flat = redis.call('HGETALL', keys.beyond)
 for i = 1, #flat, 2 do
-  pages.set(tonumber(flat[i]), state.above(node.vector_of(flat[i + 1]), nil, self.vector))
+  pages.set(tonumber(flat[i]), state.above(node.vector_of(flat[i + 1]), nil, reached))
 end
+parked.forget(self.vector)
 local floor, flat_floor = {}, redis.call('HGETALL', keys.floor)
 for i = 1, #flat_floor, 2 do floor[flat_floor[i]] = tonumber(flat_floor[i + 1]) end
 return { 'finished', node.vector_json(self.vector), node.vector_json(floor) }

@@ -34,6 +34,16 @@ do
     if stored and not reasons[origin] then redis.call('HDEL', keys.parked, origin) end
   end
 
+  -- What a vector has reached in another way waits no longer.
+  function parked.forget(vector)
+    local flat = redis.call('HGETALL', keys.parked)
+    for i = 1, #flat, 2 do
+      if tonumber(cjson.decode(flat[i + 1]).timestamp) <= (vector[flat[i]] or 0) then
+        redis.call('HDEL', keys.parked, flat[i])
+      end
+    end
+  end
+
   -- What was parked by this script: JSON, origin to reason.
   function parked.json() return is_any and cjson.encode(reasons) or '{}' end
 end

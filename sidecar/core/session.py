@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from sidecar.core.relationship import BUCKETS
-from sidecar.core.vector import Vector, is_covered, node_of, pointwise_max
+from sidecar.core.vector import Vector, above, is_covered, node_of, pointwise_max
 from sidecar.core.wire import decode_vector, encode_frame, encode_vector
 from sidecar.errors import Refused
 
@@ -440,14 +440,18 @@ class Sender:
             return []
         self._has_shipped = True
         self._acked_us = now_us
-        actions: list[Action] = []
+        actions = self._park(head.get("parked"), now_us)
         while self._in_flight:
             batch = self._in_flight.popleft()
+            missing = above(batch.reached, self.target_vector).keys() - self._parked.keys()
+            if missing:
+                # A batch of other origins came and this one did not.
+                self._go_back(here)
+                return actions
             actions.append(Acknowledged(batch.changes, now_us - batch.sent_us))
             self._undurable.append((batch.position, batch.reached))
             if batch.number == number:
                 break
-        actions += self._park(head.get("parked"), now_us)
         self._lacking_older = {
             o for o in self._lacking_older if here.vector.get(o, 0) > self.target_vector.get(o, 0)
         }

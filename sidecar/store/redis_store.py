@@ -324,12 +324,15 @@ class RedisStore(OpenStore):
             self._progress = progress
         return Absorbed(AbsorbOutcome(outcome.decode()), int(appeared), int(disappeared))
 
-    async def finish(self, start: Vector, progress: str) -> bool:
+    async def finish(
+        self, start: Vector, progress: str, ended: Mapping[str, int] | None = None
+    ) -> bool:
         """The end of a transfer that began at `start`; False when it was not under way."""
         outcome, vector, floor = await self._ask(
             self._merger,
             "finish",
             *(self._clock, json.dumps(encode_vector(start)), progress),
+            json.dumps(encode_vector(ended or {})),
         )
         if outcome != b"finished":
             return False
@@ -338,10 +341,10 @@ class RedisStore(OpenStore):
         self._advance(self._clock, _vector(vector))
         return True
 
-    async def let_go(self) -> None:
-        """Forget what was taken over with pages where the vector has reached it."""
+    async def let_go(self, ended: Mapping[str, int]) -> None:
+        """Forget what was taken over with pages, where the vector has reached it or nobody will."""
         if await self._read("EXISTS", self.keys.beyond):
-            await self.finish({}, "")
+            await self.finish({}, "", ended)
 
     # -- collection -----------------------------------------------------------------------------
 

@@ -31,7 +31,11 @@ class History(World):
     """One seed, played from beginning to end."""
 
     def __init__(
-        self, seed: int, strategy: ConflictResolutionStrategy, shape: str | None = None, **options: Any
+        self,
+        seed: int,
+        strategy: ConflictResolutionStrategy,
+        shape: str | None = None,
+        **options: Any,
     ) -> None:
         self.seed = seed
         graph = random_graph(random.Random(f"{seed} {shape}"), shape)
@@ -41,7 +45,9 @@ class History(World):
 
     def play(self) -> Told:
         self.start()
-        late = self.rnd.choice(self.names) if self.rnd.random() < 0.2 and len(self.names) > 2 else None
+        late = (
+            self.rnd.choice(self.names) if self.rnd.random() < 0.2 and len(self.names) > 2 else None
+        )
         if late:
             self.kill(late)
         self.run_for(self.rnd.randint(0, 2 * S))

@@ -286,7 +286,9 @@ class MemoryStore:
         disk.vector[disk.origin] = at
         context = {o: t for o, t in before.items() if o != disk.origin}
         rows = json.loads("{" + encode_body(tenant, changes))["changes"]
-        self._append(at, disk.origin, previous, len(changes), context, extra, tenant, json.dumps(rows))
+        self._append(
+            at, disk.origin, previous, len(changes), context, extra, tenant, json.dumps(rows)
+        )
         self._known = disk.clock
         return at, disk.origin
 
@@ -463,12 +465,17 @@ class MemoryStore:
                 if at > disk.vector.get(origin, 0):
                     disk.vector[origin] = disk.floor[origin] = at
             disk.progress = ""
-        await self.let_go()
+        await self.let_go({})
         return True
 
-    async def let_go(self) -> None:
-        """Forget what was taken over with pages where the vector has reached it."""
-        left = {b: above(v, self.disk.vector) for b, v in self.disk.beyond.items()}
+    async def let_go(self, ended: Mapping[str, int]) -> None:
+        """Forget what was taken over with pages, where the vector has reached it or nobody will."""
+        disk = self.disk
+        reached = {**disk.vector, **dict.fromkeys(ended, 2**53)}
+        for origin, waits in list(disk.parked.items()):
+            if int(waits["timestamp"]) <= disk.vector.get(origin, 0):
+                del disk.parked[origin]
+        left = {b: above(v, reached) for b, v in disk.beyond.items()}
         self.disk.beyond = {bucket: vector for bucket, vector in left.items() if vector}
 
     # -- collection -------------------------------------------------------------------------------
@@ -501,9 +508,7 @@ class MemoryStore:
         disk = self.disk
         for entry in disk.feed:
             if entry.revision <= up_to and entry.origin != TRANSFER:
-                disk.floor[entry.origin] = max(
-                    disk.floor.get(entry.origin, 0), entry.timestamp
-                )
+                disk.floor[entry.origin] = max(disk.floor.get(entry.origin, 0), entry.timestamp)
         disk.feed = [entry for entry in disk.feed if entry.revision > up_to]
 
     async def feed_after(self, revision: int, count: int) -> list[FeedEntry]:

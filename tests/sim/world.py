@@ -133,7 +133,7 @@ class SimNode:
         if self.store.is_open:
             self.guard(lambda: run(self.peers.tick()))
             self.guard(lambda: run(self.peers.collect(_no_pause)))
-            run(self.store.let_go())
+            run(self.store.let_go(self.peers.rows.ended))
         self.world.at(500 * MS, lambda: self._pulse(life))
 
     def guard(self, step: Callable[[], None]) -> None:
@@ -409,9 +409,7 @@ class World:
         if not node.is_up:
             return None
         try:
-            version = run(
-                node.store.write(TENANT, [Change(operation, Relationship(*identity))])
-            )
+            version = run(node.store.write(TENANT, [Change(operation, Relationship(*identity))]))
         except SidecarError:
             return None
         self.events += 1
@@ -556,7 +554,9 @@ def one_way_ring(names: Sequence[str]) -> Graph:
 
 
 def chain(names: Sequence[str]) -> Graph:
-    return {a: list(names[max(i - 1, 0) : i]) + list(names[i + 1 : i + 2]) for i, a in enumerate(names)}
+    return {
+        a: list(names[max(i - 1, 0) : i]) + list(names[i + 1 : i + 2]) for i, a in enumerate(names)
+    }
 
 
 def star(names: Sequence[str]) -> Graph:
