@@ -53,10 +53,12 @@ class Replica(Protocol):
     async def finish(self, start: Vector, progress: str) -> bool: ...
     async def rows(self, nodes: Sequence[str]) -> dict[str, Vector]: ...
     async def store_rows(self, rows: Mapping[str, Vector]) -> None: ...
-    async def collect(self, stable: Vector, ended: Mapping[str, int], after: int = 0) -> int: ...
+    async def collect(
+        self, stable: Vector, ended: Mapping[str, int], after: int = 0
+    ) -> int | None: ...
     async def wait_durable(self, vector: Vector) -> None: ...
     async def prove(self) -> None: ...
-    async def begin(self, behind: Vector | None = None) -> None: ...
+    async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None: ...
     async def end_phase(self) -> None: ...
 
 
@@ -124,23 +126,22 @@ class Peers:
     async def greeted(self, node: str, head: Mapping[str, object]) -> None:
         """A hello, or the answer to ours: it also tells what this node once had.
 
-        Raises Refused("old_incarnation") when a newer one of that node has been heard of.
+        What an older incarnation says than one that has been heard of is not taken: it learns from
+        the answer that there is a newer one, and begins a further one.
         """
         origin = str(head.get("origin"))
-        newest = max(self._named.get(node, ""), newest_origins(self._store.vector).get(node, ""))
-        if origin < newest or node_of(origin) != node:
-            raise Refused(
-                "old_incarnation",
-                f"{node} comes as {origin}, and {newest or node} is known here; what an older "
-                "incarnation says is not taken",
-            )
+        if node_of(origin) != node:
+            raise Refused("bad_frame", f"{node} does not write as {origin!r}")
+        if self.is_outdated(node, origin):
+            return
         self._named[node] = origin
         told = self._hear(node, head)
         await self._face(node, told, decode_vector(head.get("claims", {})))
 
     def is_outdated(self, node: str, origin: str) -> bool:
         """Whether a newer incarnation of that node has been heard of."""
-        return origin < self._named.get(node, "")
+        newest = newest_origins(self._store.vector).get(node, "")
+        return origin < max(self._named.get(node, ""), newest)
 
     async def heard(self, node: str, head: Mapping[str, object]) -> None:
         """A heartbeat."""
@@ -171,18 +172,22 @@ class Peers:
         """Compare what this node has with what a peer says that it had."""
         store = self._store
         lacks = above(self._without_lost(claims), store.vector)
-        reused = told.vector.get(store.origin, 0) > store.vector.get(store.origin, 0)
-        if lacks and store.phase is Phase.BEHIND:
+        known = {*told.vector, *claims}
+        is_outdated = newest_origins(known).get(self._me, "") > store.origin
+        is_reused = told.vector.get(store.origin, 0) > store.vector.get(store.origin, 0)
+        if lacks and store.phase is Phase.BEHIND and not is_outdated:
             return  # it knows already, and must come up with every node anyway
         if lacks:
             log.error(
-                "this node has lost what it once had; it takes no writes until it has caught up",
+                "this node has lost what it once had; it serves nothing until it has caught up",
                 extra={"peer": node, "lacks": ", ".join(f"{o}@{t}" for o, t in lacks.items())},
             )
-            await self.begin(pointwise_max(claims, store.vector))
-        elif reused:
-            # Its last writes were shipped and are lost here: their places must not be used again.
-            await self.begin({})
+            await self.begin(
+                pointwise_max(pointwise_max(claims, store.vector), store.behind), known
+            )
+        elif is_reused or is_outdated:
+            # What it wrote before is lost here: the places must not be used again.
+            await self.begin(store.behind, known)
         else:
             self._proofs.add(node)
             is_mine_there = any(
@@ -197,9 +202,9 @@ class Peers:
             if store.phase is Phase.EXPOSED:
                 await store.end_phase()
 
-    async def begin(self, behind: Vector | None) -> None:
-        """Begin a new incarnation; every session then begins anew."""
-        await self._store.begin(behind)
+    async def begin(self, behind: Vector | None, known: Collection[str] = ()) -> None:
+        """Begin a new incarnation, greater than those known; every session then begins anew."""
+        await self._store.begin(behind, known)
         self._proofs.clear()
 
     # -- as time passes ---------------------------------------------------------------------------
@@ -273,8 +278,11 @@ class Peers:
         stable = self.stability.vector
         if stable is None or self._collected == (stable, self.rows.ended):
             return
-        after = 0
         ended = dict(self.rows.ended)
-        while after := await self._store.collect(stable, ended, after):
+        after = 0
+        while (following := await self._store.collect(stable, ended, after)) is not None:
+            if following < 0:
+                return
+            after = following
             await pause()
         self._collected = (stable, ended)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import tenacity
@@ -266,10 +266,10 @@ class OpenStore:
             # What was there when this process came is as durable as it will be.
             self._durable = self._vector
 
-    def _new_incarnation(self, known: Mapping[str, int] | None = None) -> str:
+    def _new_incarnation(self, known: Collection[str] = ()) -> str:
         now_ms = self._now_us() // 1000
         name = incarnation(now_ms, self._random_bits(RANDOM_BITS))
-        newest = newest_origins([*(known or {}), *self._vector]).get(self.node, "")
+        newest = newest_origins([*known, *self._vector]).get(self.node, "")
         present = newest.partition(".")[2][:8]
         if name[:8] <= present:
             # The wall clock stepped back: an incarnation is greater than those before it.
@@ -323,8 +323,8 @@ class OpenStore:
             self._take_opened(reply)
             log.info("nothing is missing after the restart of Redis, say all peers")
 
-    async def begin(self, behind: Vector | None = None) -> None:
-        """Begin a new incarnation.
+    async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None:
+        """Begin a new incarnation, greater than all that are known.
 
         behind: what a peer remembers that this node once had; it takes no writes until it has
         caught up, and what an exposed incarnation has written is set aside. None: nobody has
@@ -334,7 +334,7 @@ class OpenStore:
         outcome, origin, clock, vector, aside = await self._control.run(
             scripts.script("begin"),
             self.keys.meta,
-            *(self._now_us(), self.node, self._new_incarnation(behind)),
+            *(self._now_us(), self.node, self._new_incarnation([*known, *(behind or {})])),
             *(STORE_FORMAT, PARTITIONS, self._rules.fingerprint, self._run_id),
             "1" if behind is None and self._has_peers else "",
             json.dumps(encode_vector(behind)) if behind else "",

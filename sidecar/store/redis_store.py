@@ -367,11 +367,14 @@ class RedisStore(OpenStore):
         """How many tuples are not one live sibling."""
         return int(await self._read("ZCARD", self.keys.unsettled))
 
-    async def collect(self, stable: Vector, ended: Mapping[str, int], after: int = 0) -> int:
-        """Collect among some unsettled tuples from this one on; where to go on, 0 at the end."""
+    async def collect(self, stable: Vector, ended: Mapping[str, int], after: int = 0) -> int | None:
+        """Collect among some unsettled tuples from this one on; where to go on, None at the end.
+
+        -1: not now, a state transfer has left tuples that know more than the vector says.
+        """
         names = await self._read("ZRANGE", self.keys.unsettled, after, after + COLLECT_COUNT - 1)
         if not names:
-            return 0
+            return None
         decoded = [name.decode() for name in names]
         outcome, count = await self._ask(
             self._control,
@@ -380,8 +383,10 @@ class RedisStore(OpenStore):
             *(json.dumps(encode_vector(vector)) for vector in (stable, ended)),
             json.dumps([[name, bucket_of_name(name)] for name in decoded]),
         )
-        if outcome == b"waits" or len(names) < COLLECT_COUNT:
-            return 0
+        if outcome == b"waits":
+            return -1
+        if len(names) < COLLECT_COUNT:
+            return None
         return after + COLLECT_COUNT - int(count)
 
     async def parked(self) -> dict[str, dict[str, str]]:

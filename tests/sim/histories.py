@@ -66,9 +66,9 @@ class History(World):
 
     def _schedule(self) -> None:
         for name in self.names:
-            self._later(lambda n=name: self._application(n), 0, 100 * MS)  # type: ignore[misc]
-            self._later(lambda n=name: self._sync_one(n), 0, 400 * MS)  # type: ignore[misc]
-            self._later(lambda n=name: self._trim_one(n), 1 * S, 3 * S)  # type: ignore[misc]
+            self._later(lambda n=name: self._application(n), 0, 100 * MS)
+            self._later(lambda n=name: self._sync_one(n), 0, 400 * MS)
+            self._later(lambda n=name: self._trim_one(n), 1 * S, 3 * S)
         self._later(self._fault, 200 * MS, 1 * S)
 
     def _later(self, event: Any, least_us: int, most_us: int) -> None:

@@ -6,7 +6,7 @@ goes back to what was written.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -196,15 +196,15 @@ class MemoryStore:
             self.disk.run_id = self.server
             self._take_phase()
 
-    async def begin(self, behind: Vector | None = None) -> None:
-        self._begin(behind)
+    async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None:
+        self._begin(behind, known)
 
-    def _begin(self, behind: Vector | None) -> None:
+    def _begin(self, behind: Vector | None, known: Collection[str] = ()) -> None:
         disk = self.disk
         if behind and disk.exposed is not None:
             self._undo(disk.exposed)
-        known = [*(behind or {}), *disk.vector]
-        self._begin_at(tick(disk.clock, self._now_us()), known)
+        names = [*known, *(behind or {}), *disk.vector]
+        self._begin_at(tick(disk.clock, self._now_us()), names)
         disk.run_id = self.server
         disk.exposed, disk.behind, disk.undo = None, dict(behind or {}), {}
         if behind is None and self._has_peers:
@@ -486,10 +486,10 @@ class MemoryStore:
     async def store_rows(self, rows: Mapping[str, Vector]) -> None:
         self.disk.known.update({node: dict(row) for node, row in rows.items()})
 
-    async def collect(self, stable: Vector, ended: Mapping[str, int], after: int = 0) -> int:
+    async def collect(self, stable: Vector, ended: Mapping[str, int], after: int = 0) -> int | None:
         disk = self.disk
         if disk.beyond:
-            return 0
+            return -1
         for identity, state in list(disk.tuples.items()):
             beyond = {o: min(t, ended.get(o, t)) for o, t in state.beyond.items()}
             trimmed = TupleState(state.siblings, above(beyond, disk.vector))
@@ -498,7 +498,7 @@ class MemoryStore:
                 del disk.tuples[identity]
             else:
                 disk.tuples[identity] = new
-        return 0
+        return None
 
     async def unsettled(self) -> int:
         return sum(not state.is_settled for state in self.disk.tuples.values())
