@@ -12,6 +12,7 @@
 --                    arrived; last the vector as JSON
 -- ERRORS BADBATCH    not a batch of a known format; nothing was written
 --
+-- @include conflicts
 -- @include keys
 -- @include node
 -- @include strategy
@@ -44,12 +45,13 @@ local function effect(old, new)
   return { '+', best.condition or '', best.expires_at or '' }
 end
 
--- Chooses every winner of a transaction; nothing is written. Returns nil if its contexts lie.
+-- Chooses every winner of a transaction; nothing is written. Returns nil if its contexts lie, else
+-- per change {old state or false, new state, what arrived, the siblings it differs from or nil}.
 local function resolve(tx, revision)
   local reached_before = self.vector[tx.origin]
   self.vector[tx.origin] = tx.timestamp
   local unreached = state.above(tx.context, nil, self.vector)
-  local states, effects, here, there = {}, nil, 0, 0
+  local states, effects = {}, nil
   for index, change in ipairs(tx.changes) do
     local old = tuples.read(tx.tenant, change)
     local sibling = {
@@ -57,22 +59,19 @@ local function resolve(tx, revision)
       condition = change.insert and change.condition or nil,
       expires_at = change.insert and change.expires_at or nil,
     }
-    local new, conflicts = state.absorb(old, sibling, tx.previous, tx.context,
+    local new, beside = state.absorb(old, sibling, tx.previous, tx.context,
       tx.beyond and tx.beyond[number.text(index)], self.vector, unreached, rules, revision)
     if not new then
       self.vector[tx.origin] = reached_before
       return nil
     end
-    if new.siblings[1] == sibling then
-      there = there + conflicts
-    else
-      here = here + conflicts
+    if new.siblings[1] ~= sibling then
       effects = effects or {}
       effects[number.text(index)] = effect(old, new)
     end
-    states[index] = { old or false, new }
+    states[index] = { old or false, new, sibling, beside }
   end
-  return states, effects and cjson.encode(effects), here, there
+  return states, effects and cjson.encode(effects)
 end
 
 for _, tx in ipairs(batch) do
@@ -95,17 +94,30 @@ for _, tx in ipairs(batch) do
       break
     end
     local revision = node.tick(self, now_us, tx.timestamp)
-    local states, effects, here, there = resolve(tx, revision)
+    local states, effects = resolve(tx, revision)
     if not states then
       outcome, detail = 'contradiction', 'the contexts that ' .. tx.origin .. ' sent contradict'
       break
     end
     for index, change in ipairs(tx.changes) do
-      tuples.write(tx.tenant, change, states[index][1] or nil, states[index][2])
+      local chosen = states[index]
+      local new, sibling, beside = chosen[2], chosen[3], chosen[4]
+      tuples.write(tx.tenant, change, chosen[1] or nil, new)
+      if beside then
+        local winner = new.siblings[1]
+        if winner == sibling then
+          won_there = won_there + #beside
+        else
+          won_here = won_here + #beside
+        end
+        for _, stored in ipairs(beside) do
+          conflicts.add(revision, now_us, tx.tenant, change, stored, sibling, winner, rules)
+        end
+      end
     end
     node.append(self, revision, tx.origin, tx.timestamp, #tx.changes, tx.text, effects)
     raised[tx.origin] = tx.timestamp
-    applied, won_here, won_there = applied + 1, won_here + here, won_there + there
+    applied = applied + 1
   end
 end
 

@@ -22,6 +22,7 @@ from sidecar.errors import Broken, Refused, Unavailable
 from sidecar.metrics import Metrics
 from sidecar.store import scripts, states
 from sidecar.store.calls import Filter, Merged, MergeOutcome, Page, WriteRequest, Written
+from sidecar.store.conflicts import ConflictEntry, check_cursor, conflict_entries_of
 from sidecar.store.feed import FeedEntry, entries_of
 from sidecar.store.group_commit import COMMITTERS, Committed, GroupCommit
 from sidecar.store.keys import Keys
@@ -399,6 +400,23 @@ class RedisStore:
         except Unavailable as unavailable:
             await self._broke(link, unavailable)
             raise Unavailable("store_unavailable", unavailable.message) from unavailable
+
+    # -- the conflict log ---------------------------------------------------------------------
+
+    async def conflicts(
+        self, after: str | None, count: int, newer_than: str | None = None
+    ) -> list[ConflictEntry]:
+        """At most `count` conflicts, newest first: from the one behind `after` in that order on.
+
+        newer_than: only those younger than this one. Both are cursors of entries, which need not
+        be there any more. Raises Refused("invalid_cursor") and Unavailable.
+        """
+        newest = "+" if after is None else f"({check_cursor(after)}"
+        oldest = "-" if newer_than is None else f"({check_cursor(newer_than)}"
+        reply = await self._read(
+            *("XREVRANGE", self.keys.conflicts, newest, oldest), *("COUNT", count)
+        )
+        return conflict_entries_of(reply)
 
     # -- the feed -----------------------------------------------------------------------------
 
