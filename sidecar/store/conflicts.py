@@ -6,7 +6,7 @@
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sidecar.core.conflict import ConflictResolutionStrategy, Sibling
 from sidecar.core.relationship import Identity, Operation
@@ -18,8 +18,7 @@ from sidecar.errors import Refused
 _CURSOR = re.compile(r"[1-9][0-9]{0,15}-(0|[1-9][0-9]{0,8})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Versioned:
+class Versioned(NamedTuple):
     """A sibling with its version. Origin and timestamp also name the transaction that wrote it."""
 
     version: Version

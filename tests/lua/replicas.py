@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sidecar.core.clock import tick
-from sidecar.core.conflict import Rules, Sibling
+from sidecar.core.conflict import ConflictResolutionStrategy, Rules, Sibling
 from sidecar.core.digest import mix
 from sidecar.core.relationship import (
     Change,
@@ -40,7 +40,7 @@ class Conflict(NamedTuple):
     arrived: Versioned
     winner: Versioned
     resolved: Winner
-    strategy: str
+    strategy: ConflictResolutionStrategy
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,17 @@ class SpecNode:
         best = self.rules.winner(self.tuples[identity].siblings)
         for stored, whose in conflicts:
             self.conflicts[whose] += 1
-            versions = (Versioned(v, known[v]) for v in (stored, arrived, best))
-            word = self.rules.strategy.value
             self.conflict_log.append(
-                Conflict(self.clock, now_us, identity, *versions, whose, word)
+                Conflict(
+                    self.clock,
+                    now_us,
+                    identity,
+                    stored=Versioned(stored, known[stored]),
+                    arrived=Versioned(arrived, known[arrived]),
+                    winner=Versioned(best, known[best]),
+                    resolved=whose,
+                    strategy=self.rules.strategy,
+                )
             )
 
     def snapshot(self) -> Snapshot:
@@ -221,8 +228,14 @@ class LuaNode:
         ]
         return [
             Conflict(
-                *(one.revision, one.merged_us, one.tuple),
-                *(one.stored, one.arrived, one.winner, one.resolved, one.strategy.value),
+                one.revision,
+                one.merged_us,
+                one.tuple,
+                one.stored,
+                one.arrived,
+                one.winner,
+                one.resolved,
+                one.strategy,
             )
             for one in conflict_entries_of(reply)
         ]
