@@ -16,6 +16,7 @@
 --                  written, and the names follow whose hashes are needed
 -- ERRORS BADPAGE   not a page; nothing was written
 --
+-- @include conflicts
 -- @include keys
 -- @include node
 -- @include pages
@@ -84,24 +85,22 @@ local function resolve(page)
     local theirs = one.theirs and state.decode(one.theirs)
     local theirs_seen = { page.vector, theirs and theirs.beyond or nil }
     local reached = { self.vector, page.vector, taken }
-    local new, conflicts
+    local new, met
     if way == 'replace' then
-      new, conflicts = state.replace(mine, theirs, theirs_seen, reached, rules, revision)
+      new, met = state.replace(mine, theirs, theirs_seen, reached, rules, revision)
     else
       local mine_seen = { self.vector }
       if taken then mine_seen[#mine_seen + 1] = taken end
       if mine and mine.beyond then mine_seen[#mine_seen + 1] = mine.beyond end
-      new, conflicts = state.join(mine, theirs, mine_seen, theirs_seen, reached, rules, revision)
+      new, met = state.join(mine, theirs, mine_seen, theirs_seen, reached, rules, revision)
     end
     local is_same = mine and new and state.encode(new) == one.mine
     if not is_same and (mine or new) then
       if not one.hash then
         need[#need + 1] = name
       else
-        plan[#plan + 1] = { bucket = page.bucket, one = one, mine = mine, new = new }
-      end
-      for _, pair in ipairs(conflicts) do
-        if new and new.siblings[1] == pair[2] then there = there + 1 else here = here + 1 end
+        plan[#plan + 1] = { bucket = page.bucket, one = one, mine = mine, new = new,
+          conflicts = met }
       end
     end
   end
@@ -168,6 +167,11 @@ for _, step in ipairs(plan) do
     tuples.write(tenant, change, step.mine, step.new)
   else
     tuples.remove(tenant, change, step.mine)
+  end
+  for _, pair in ipairs(step.conflicts) do
+    local winner = step.new and step.new.siblings[1]
+    if winner == pair[2] then there = there + 1 else here = here + 1 end
+    conflicts.add(revision, now_us, tenant, change, pair[1], pair[2], winner, rules)
   end
   tell(tenant, change, step.mine and step.mine.siblings[1], step.new and step.new.siblings[1])
 end

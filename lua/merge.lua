@@ -13,6 +13,7 @@
 --                    it holds the rest of its origin, the other origins go on
 -- ERRORS BADBATCH    not a batch of a known format; nothing was written
 --
+-- @include conflicts
 -- @include keys
 -- @include node
 -- @include pages
@@ -47,12 +48,13 @@ local function effect(old, new)
   return { '+', best.condition or '', best.expires_at or '' }
 end
 
--- Chooses every winner of a transaction; nothing is written. Returns nil if its contexts lie.
+-- Chooses every winner of a transaction; nothing is written. Returns nil if its contexts lie, else
+-- per change {old state or false, new state, what arrived, the siblings it differs from or nil}.
 local function resolve(tx, revision)
   local reached_before = self.vector[tx.origin]
   self.vector[tx.origin] = tx.timestamp
   local unreached = state.above(tx.context, nil, self.vector)
-  local states, effects, here, there = {}, nil, 0, 0
+  local states, effects = {}, nil
   for index, change in ipairs(tx.changes) do
     local page = pages.of(change.bucket)
     local is_taken = page and tx.timestamp <= (page[tx.origin] or 0)
@@ -62,28 +64,41 @@ local function resolve(tx, revision)
       condition = change.insert and change.condition or nil,
       expires_at = change.insert and change.expires_at or nil,
     }
-    local new, conflicts
+    local new, beside
     if is_taken then
       -- It came with a page, and so did what overwrote it.
-      new, conflicts = false, 0
+      new = false
     else
-      new, conflicts = state.absorb(old or nil, sibling, tx.previous, tx.context,
+      new, beside = state.absorb(old or nil, sibling, tx.previous, tx.context,
         tx.beyond and tx.beyond[number.text(index)], self.vector, unreached, rules, revision)
     end
     if new == nil then
       self.vector[tx.origin] = reached_before
       return nil
     end
-    if new and new.siblings[1] == sibling then
-      there = there + conflicts
-    else
-      here = here + conflicts
+    if not new or new.siblings[1] ~= sibling then
       effects = effects or {}
       effects[number.text(index)] = new and effect(old, new) or { '=' }
     end
-    states[index] = { old or false, new }
+    states[index] = { old or false, new, sibling, beside }
   end
-  return states, effects and cjson.encode(effects), here, there
+  return states, effects and cjson.encode(effects)
+end
+
+local function store(tx, change, chosen, revision)
+  local old, new, arrived, beside = chosen[1] or nil, chosen[2], chosen[3], chosen[4]
+  if not new then return end
+  tuples.write(tx.tenant, change, old, new)
+  if not beside then return end
+  local winner = new.siblings[1]
+  if winner == arrived then
+    won_there = won_there + #beside
+  else
+    won_here = won_here + #beside
+  end
+  for _, stored in ipairs(beside) do
+    conflicts.add(revision, now_us, tx.tenant, change, stored, arrived, winner, rules)
+  end
 end
 
 for _, tx in ipairs(batch) do
@@ -106,18 +121,15 @@ for _, tx in ipairs(batch) do
         .. ' ms ahead of the clock of this node')
     else
       local revision = node.tick(self, now_us, tx.timestamp)
-      local states, effects, here, there = resolve(tx, revision)
+      local states, effects = resolve(tx, revision)
       if not states then
         outcome, detail = 'contradiction', 'the contexts that ' .. tx.origin .. ' sent contradict'
         break
       end
-      for index, change in ipairs(tx.changes) do
-        local old, new = states[index][1], states[index][2]
-        if new then tuples.write(tx.tenant, change, old or nil, new) end
-      end
+      for index, change in ipairs(tx.changes) do store(tx, change, states[index], revision) end
       node.append(self, revision, tx.origin, tx.timestamp, #tx.changes, tx.text, effects)
       raised[tx.origin] = tx.timestamp
-      applied, won_here, won_there = applied + 1, won_here + here, won_there + there
+      applied = applied + 1
     end
   end
 end

@@ -15,11 +15,14 @@ import tenacity
 from aiohttp import web
 
 from sidecar import logs
+from sidecar.admin.conflicts import ConflictLog
 from sidecar.admin.status import admin_app
 from sidecar.agent.collect import collect
 from sidecar.agent.peers import Peers
 from sidecar.agent.ship import Retries, Shipping, Target
 from sidecar.agent.tail import Tail
+from sidecar.api.answers import Answers
+from sidecar.api.listener import AppListener
 from sidecar.api.native import app_listener, native_app
 from sidecar.config import Address, Config
 from sidecar.core.conflict import Rules
@@ -114,8 +117,10 @@ async def _serve(
     receiver = Receiver(store, peers, me, regions, timeout_s)
     native = native_app(store=store, tail=tail, node=node, health=health.check)
 
-    listeners = [
-        ("admin", config.admin_address, web.AppRunner(admin_app(metrics, health), access_log=None)),
+    answers = Answers(node)
+    admin = admin_app(metrics, health, ConflictLog(store, answers))
+    listeners: list[tuple[str, Address, web.AppRunner]] = [
+        ("admin", config.admin_address, AppListener(admin, answers)),
         (
             "peer",
             config.peer_address,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import IO, Any, NamedTuple, Self, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -56,6 +56,17 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _PLACE = re.compile(r"\b(?:relationships|updates)\[(\d+)\]")
 # A request in one of these states may or may not have been carried out.
 _TRY_AGAIN = frozenset({429, 502, 503, 504})
+
+
+class Listener(NamedTuple):
+    """What `--url` should be: the name of a listener, and an example."""
+
+    name: str
+    example: str
+
+
+APP = Listener("app listener", "http://127.0.0.1:8080")
+ADMIN = Listener("admin listener", "http://127.0.0.1:8082")
 
 
 class _Again(Exception):
@@ -95,13 +106,15 @@ class Watching:
 
 
 class Sidecar:
-    """A client of one sidecar's app listener; an async context manager.
+    """A client of one listener of a sidecar; an async context manager.
 
     `wait_s`: how long a request is repeated while nobody answers or the answer is 503.
     """
 
-    def __init__(self, url: str, *, wait_s: float, warn: Callable[[str], None]) -> None:
-        self._url = check_url(url)
+    def __init__(
+        self, url: str, *, wait_s: float, warn: Callable[[str], None], listener: Listener = APP
+    ) -> None:
+        self._url, self._listener = check_url(url, listener), listener
         self._wait_s = min(wait_s, MAX_WAIT_S)
         self._warn = warn
         self._session: aiohttp.ClientSession | None = None
@@ -153,7 +166,7 @@ class Sidecar:
             raise Unavailable(
                 "no_sidecar",
                 f"no sidecar answers at {self._url} ({error.__cause__}); "
-                "start it, or give the address of its app listener with --url",
+                f"start it, or give the address of its {self._listener.name} with --url",
             ) from None
 
     async def _insist(
@@ -193,14 +206,15 @@ class Sidecar:
                 method, self._url + path, allow_redirects=False, **content
             ) as response:
                 text = await response.read()
-                return _answer(self._url + path, response.status, dict(response.headers), text)
+                headers = dict(response.headers)
+                return _answer(self._url + path, response.status, headers, text, self._listener)
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
             raise _Again(_reason(error)) from error
         except aiohttp.ClientError as error:
             raise Refused("no_answer", f"{self._url} does not speak HTTP: {error}") from error
 
 
-def check_url(url: str) -> str:
+def check_url(url: str, listener: Listener = APP) -> str:
     """The base of all addresses, or Refused."""
     try:
         parts = urlsplit(url)
@@ -209,7 +223,7 @@ def check_url(url: str) -> str:
         is_base = False
     if not is_base:
         raise Refused(
-            "bad_url", f"--url {url} should be the app listener, such as http://127.0.0.1:8080"
+            "bad_url", f"--url {url} should be the {listener.name}, such as {listener.example}"
         )
     return url.rstrip("/")
 
@@ -438,7 +452,9 @@ def _target(target: str) -> Iterator[IO[bytes]]:
 # --- answers --------------------------------------------------------------------------------------
 
 
-def _answer(url: str, status: int, headers: dict[str, str], text: bytes) -> dict[str, Any]:
+def _answer(
+    url: str, status: int, headers: dict[str, str], text: bytes, listener: Listener
+) -> dict[str, Any]:
     try:
         content = json.loads(text) if text.strip() else {}
     except ValueError:
@@ -456,7 +472,7 @@ def _answer(url: str, status: int, headers: dict[str, str], text: bytes) -> dict
     if status >= 500:
         raise Unavailable(str(code), f"the sidecar failed with {said}")
     if not message and status in (404, 405):
-        said = f"HTTP {status} from {url}: --url should be a sidecar's app listener"
+        said = f"HTTP {status} from {url}: --url should be a sidecar's {listener.name}"
     raise Refused(str(code), said, status)
 
 

@@ -1,9 +1,9 @@
 """The command line: options in, one line out when something is wrong.
 
 Owns the commands, their options, exit codes and what a person reads on the terminal. Exit codes: 2
-for bad input, 1 when something outside did not work, 130 after Ctrl-C in import and export. What a
-command does is the business of the module it calls; those are imported late, so that `--help` is
-quick.
+for bad input, 1 when something outside did not work, 130 after Ctrl-C in import, export
+and conflicts. What a command does is the business of the module it calls; those are imported late,
+so that `--help` is quick.
 """
 
 import asyncio
@@ -236,6 +236,32 @@ def export(
             summary = _run(transfer())
         # Standard output may be the export itself.
         typer.echo(summary, err=True)
+
+
+@app.command()
+def conflicts(
+    url: Annotated[
+        str, typer.Option("--url", help="The admin listener of the node to ask.")
+    ] = "http://127.0.0.1:8082",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on with what comes, until Ctrl-C.")
+    ] = False,
+    resource: Annotated[
+        str | None, typer.Option("--resource", help="Only of this resource, TYPE:ID.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show the conflicts that merges on a node met, newest first; with --follow newest last."""
+    with _one_line():
+        from sidecar.conflicts import ConflictTable, show_conflicts, tell_json
+
+        tell = tell_json if as_json else ConflictTable().tell
+        _run(
+            show_conflicts(
+                url, resource=resource, limit=limit, is_following=follow, tell=tell, warn=_complain
+            )
+        )
 
 
 # --- running --------------------------------------------------------------------------------------

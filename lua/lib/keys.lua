@@ -8,6 +8,7 @@ do
   keys.vector = base .. 'vector'
   keys.digest = base .. 'digest'
   keys.unsettled = base .. 'unsettled'
+  keys.conflicts = base .. 'conflicts'
   keys.tenants = base .. 'tenants'
   keys.beyond = base .. 'beyond'
   keys.floor = base .. 'floor'

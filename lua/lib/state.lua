@@ -42,6 +42,14 @@ do
     return decoded
   end
 
+  -- A sibling as it is written in the long form: five texts.
+  function state.fields(sibling)
+    return {
+      number.text(sibling.at), sibling.origin, sibling.insert and '+' or '-',
+      sibling.condition or '', sibling.expires_at or '',
+    }
+  end
+
   function state.encode(new)
     local best = new.siblings[1]
     local sign = best.insert and '+' or '-'
@@ -52,10 +60,7 @@ do
     end
     local long = { siblings = {}, revision = number.text(new.revision) }
     for index, sibling in ipairs(new.siblings) do
-      long.siblings[index] = {
-        number.text(sibling.at), sibling.origin, sibling.insert and '+' or '-',
-        sibling.condition or '', sibling.expires_at or '',
-      }
+      long.siblings[index] = state.fields(sibling)
     end
     if new.beyond then
       long.beyond = {}
@@ -114,15 +119,15 @@ do
   -- context: what it had overwritten, beside its own origin up to `previous`; extra: the same,
   -- for this tuple alone, or nil. reached: this node's vector once the transaction is applied;
   -- unreached: the part of context above it, or nil.
-  -- Returns the new state (nil: the contexts contradict each other), and how many conflicts it
-  -- makes: versions that it stands beside and that differ.
+  -- Returns the new state (nil: the contexts contradict each other), and its conflicts: the list of
+  -- the stored siblings that it stands beside and that differ, or nil when there is none.
   function state.absorb(old, sibling, previous, context, extra, reached, unreached, rules, revision)
     if not old then
       local beyond = nil
       if unreached or extra then beyond = state.above(unreached, extra, reached) end
-      return { siblings = { sibling }, beyond = beyond, revision = revision }, 0
+      return { siblings = { sibling }, beyond = beyond, revision = revision }
     end
-    local siblings, conflicts = {}, 0
+    local siblings, beside = {}, nil
     local arrives = not (old.beyond and sibling.at <= (old.beyond[sibling.origin] or 0))
     for _, stored in ipairs(old.siblings) do
       local at, origin = stored.at, stored.origin
@@ -133,11 +138,14 @@ do
       local again = at == sibling.at and origin == sibling.origin
       if not covered and not again then
         siblings[#siblings + 1] = stored
-        if arrives and not same(stored, sibling) then conflicts = conflicts + 1 end
+        if arrives and not same(stored, sibling) then
+          beside = beside or {}
+          beside[#beside + 1] = stored
+        end
       end
     end
     if arrives then siblings[#siblings + 1] = sibling end
-    if not siblings[1] then return nil, 0 end
+    if not siblings[1] then return nil end
     siblings = ranked(siblings, rules)
     local beyond = nil
     if old.beyond or unreached or extra then
@@ -148,7 +156,7 @@ do
       siblings = siblings,
       beyond = beyond,
       revision = kept and old.revision or revision,
-    }, conflicts
+    }, beside
   end
 
   local function is_covered(sibling, contexts)

@@ -22,17 +22,19 @@ do
     end
   end
 
-  -- rules: the JSON of core/conflict.py's Rules. Returns {wins = function, keeps_losers = bool}.
+  -- rules: the JSON of core/conflict.py's Rules. Returns {wins = function, keeps_losers = bool,
+  -- name = the strategy's word}, or nil.
   function strategy.from(rules)
     local decoded = cjson.decode(rules)
     local name = decoded.strategy
     -- Under lww losers may go at once: its order extends causality.
-    if name == 'lww' then return { wins = newer, keeps_losers = false } end
+    if name == 'lww' then return { wins = newer, keeps_losers = false, name = name } end
     if name == 'source_priority' then
-      return { wins = by_priority(decoded.priority), keeps_losers = true }
+      return { wins = by_priority(decoded.priority), keeps_losers = true, name = name }
     end
-    if name == 'insert_wins' then return { wins = by_operation(true), keeps_losers = true } end
-    if name == 'delete_wins' then return { wins = by_operation(false), keeps_losers = true } end
+    if name == 'insert_wins' or name == 'delete_wins' then
+      return { wins = by_operation(name == 'insert_wins'), keeps_losers = true, name = name }
+    end
     return nil
   end
 end

@@ -35,6 +35,11 @@ class Keys:
         return self._name("cursors")
 
     @property
+    def conflicts(self) -> str:
+        """Stream: the last conflicts, ids `<revision>-<n>`."""
+        return self._name("conflicts")
+
+    @property
     def tenants(self) -> str:
         """Set: tenants that have tuples."""
         return self._name("tenants")

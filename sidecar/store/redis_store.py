@@ -31,6 +31,7 @@ from sidecar.store.calls import (
     WriteRequest,
     Written,
 )
+from sidecar.store.conflicts import ConflictEntry, check_cursor, conflict_entries_of
 from sidecar.store.feed import FeedEntry, entries_of
 from sidecar.store.group_commit import Committed, GroupCommit
 from sidecar.store.link import Link, ScriptError
@@ -233,6 +234,23 @@ class RedisStore(OpenStore):
         finally:
             self._covering.remove(entry)
         return True
+
+    # -- the conflict log ---------------------------------------------------------------------
+
+    async def conflicts(
+        self, after: str | None, count: int, newer_than: str | None = None
+    ) -> list[ConflictEntry]:
+        """At most `count` conflicts, newest first: from the one behind `after` in that order on.
+
+        newer_than: only those younger than this one. Both are cursors of entries, which need not
+        be there any more. Raises Refused("invalid_cursor") and Unavailable.
+        """
+        newest = "+" if after is None else f"({check_cursor(after)}"
+        oldest = "-" if newer_than is None else f"({check_cursor(newer_than)}"
+        reply = await self._read(
+            *("XREVRANGE", self.keys.conflicts, newest, oldest), *("COUNT", count)
+        )
+        return conflict_entries_of(reply)
 
     # -- the feed -----------------------------------------------------------------------------
 

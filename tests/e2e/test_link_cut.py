@@ -1,13 +1,13 @@
 """Both sides of a cut link write the same tuples: one winner everywhere once it heals."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from tests.e2e.conftest import MakeWorld
 from tests.waiting import wait_until
-from tests.world import Node, Triple, World, documents
+from tests.world import Node, Triple, World, ask, documents
 
 TUPLES = 1_000
 PER_REQUEST = 100
@@ -52,6 +52,16 @@ def conflicts_of(node: Node) -> tuple[float, float, float]:
     )
 
 
+def logged(node: Node) -> list[dict[str, Any]]:
+    """The conflict log of its admin listener, newest first."""
+    found: list[dict[str, Any]] = []
+    page = ask(node.admin_port, "GET", "/conflicts?limit=300").body
+    while page["cursor"] is not None:
+        found += page["conflicts"]
+        page = ask(node.admin_port, "GET", f"/conflicts?limit=300&after={page['cursor']}").body
+    return found + list(page["conflicts"])
+
+
 def are_apart(world: World) -> bool:
     return all(node.metric("targets_connected") == 0 for node in world.nodes)
 
@@ -91,6 +101,20 @@ def test_one_inserts_what_the_other_deletes(case: Case, make_world: MakeWorld) -
     # The winner keeps what it had stored, the loser takes what arrives.
     assert conflicts_of(winner) == (TUPLES, TUPLES, 0), winner.name
     assert conflicts_of(loser) == (TUPLES, 0, TUPLES), loser.name
+
+    for node, resolved in ((winner, "local"), (loser, "remote")):
+        log = logged(node)
+        assert {one["resource"] for one in log} == {resource for resource, _, _ in triples}
+        assert len(log) == TUPLES, node.name
+        for one in log:
+            told = (one["strategy"], one["resolved"], one["winner"]["origin"].partition(".")[0])
+            assert told == (case.strategy, resolved, winner.name)
+            assert one["winner"] == one["stored" if resolved == "local" else "arrived"]
+            by = {one[side]["operation"]: one[side]["origin"] for side in ("stored", "arrived")}
+            assert {word: origin.partition(".")[0] for word, origin in by.items()} == {
+                "insert": inserter.name,
+                "delete": deleter.name,
+            }
 
     in_turns(world, triples[: TUPLES // 2])
     assert conflicts_of(winner) == (TUPLES, TUPLES, 0), "an ordered write ends a conflict"

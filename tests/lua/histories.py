@@ -82,6 +82,7 @@ def run_history(
         where = f"{strategy.value}, seed {seed}, node {name}"
         spec, lua = trio.spec.snapshot(), trio.lua.snapshot()
         assert lua == spec, f"{where}: scripts {lua} specification {spec}"
+        assert sum(lua.conflicts) == len(lua.conflict_log), where
         trio.lua.check_what_follows()
         if with_model:
             assert spec.vector == trio.model.vector, where

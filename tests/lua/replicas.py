@@ -6,10 +6,10 @@ can be run on all of them and compared.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sidecar.core.clock import tick
-from sidecar.core.conflict import Rules, Sibling
+from sidecar.core.conflict import ConflictResolutionStrategy, Rules, Sibling
 from sidecar.core.digest import mix
 from sidecar.core.relationship import (
     Change,
@@ -20,13 +20,27 @@ from sidecar.core.relationship import (
     tuple_hash,
 )
 from sidecar.core.state import TupleState, Winner, absorb, write
-from sidecar.core.vector import Vector, Version, above, pointwise_max
+from sidecar.core.vector import Vector, Version, above, order, pointwise_max
 from sidecar.core.wire import encode_body
+from sidecar.store.conflicts import Versioned, conflict_entries_of
 from sidecar.store.keys import Keys
 from sidecar.store.scripts import script
 
 SKEW_US = 10**12  # histories use any clocks
 TENANT = "default"
+
+
+class Conflict(NamedTuple):
+    """An entry of the conflict log: what was counted, where, and what it says."""
+
+    revision: int
+    merged_us: int
+    tuple: Identity
+    stored: Versioned
+    arrived: Versioned
+    winner: Versioned
+    resolved: Winner
+    strategy: ConflictResolutionStrategy
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Snapshot:
     vector: Vector
     tuples: dict[Identity, TupleState]
     conflicts: tuple[int, int]
+    conflict_log: list[Conflict]
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,11 @@ class Tx:
     context: Vector
     changes: tuple[tuple[Change, Vector], ...]
     """Each with what it alone had overwritten."""
+
+
+def in_order(log: list[Conflict]) -> list[Conflict]:
+    """By feed and tuple; which of a tuple's stored siblings comes first has no meaning."""
+    return sorted(log, key=lambda one: (one.revision, one.tuple, order(one.stored.version)))
 
 
 def sibling_of(change: Change) -> Sibling:
@@ -72,6 +92,7 @@ class SpecNode:
     tuples: dict[Identity, TupleState] = field(default_factory=dict)
     log: list[Tx] = field(default_factory=list)
     conflicts: dict[Winner, int] = field(default_factory=lambda: dict.fromkeys(Winner, 0))
+    conflict_log: list[Conflict] = field(default_factory=list)
 
     @property
     def origin(self) -> str:
@@ -104,22 +125,37 @@ class SpecNode:
                 return "gap"
             self.clock = tick(self.clock, now_us, tx.timestamp)
             for change, own in tx.changes:
-                self._absorb(tx, change, own)
+                self._absorb(tx, change, own, now_us)
             self.vector[tx.origin] = tx.timestamp
         return "applied"
 
-    def _absorb(self, tx: Tx, change: Change, own: Vector) -> None:
+    def _absorb(self, tx: Tx, change: Change, own: Vector, now_us: int) -> None:
         identity = change.relationship.identity
+        old, arrived = self.tuples.get(identity, TupleState()), (tx.timestamp, tx.origin)
         self.tuples[identity], conflicts = absorb(
-            self.tuples.get(identity, TupleState()),
-            (tx.timestamp, tx.origin),
+            old,
+            arrived,
             sibling_of(change),
             pointwise_max(tx.context, own),
             self.vector,
             self.rules,
         )
-        for _, whose in conflicts:
+        known = {**old.siblings, arrived: sibling_of(change)}
+        best = self.rules.winner(self.tuples[identity].siblings)
+        for stored, whose in conflicts:
             self.conflicts[whose] += 1
+            self.conflict_log.append(
+                Conflict(
+                    self.clock,
+                    now_us,
+                    identity,
+                    stored=Versioned(stored, known[stored]),
+                    arrived=Versioned(arrived, known[arrived]),
+                    winner=Versioned(best, known[best]),
+                    resolved=whose,
+                    strategy=self.rules.strategy,
+                )
+            )
 
     def snapshot(self) -> Snapshot:
         tuples = {
@@ -127,7 +163,7 @@ class SpecNode:
             for identity, state in self.tuples.items()
         }
         counts = (self.conflicts[Winner.LOCAL], self.conflicts[Winner.REMOTE])
-        return Snapshot(dict(self.vector), tuples, counts)
+        return Snapshot(dict(self.vector), tuples, counts, in_order(self.conflict_log))
 
 
 class LuaNode:
@@ -184,7 +220,27 @@ class LuaNode:
         self.log.append(fields[b"transaction"])
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self.vector(), self.tuples(), (self._won_here, self._won_there))
+        counts = (self._won_here, self._won_there)
+        return Snapshot(self.vector(), self.tuples(), counts, in_order(self.conflict_log()))
+
+    def conflict_log(self) -> list[Conflict]:
+        reply = [
+            (name, [part for pair in fields.items() for part in pair])
+            for name, fields in self._server.xrevrange(self._keys.conflicts)
+        ]
+        return [
+            Conflict(
+                one.revision,
+                one.merged_us,
+                one.tuple,
+                one.stored,
+                one.arrived,
+                one.winner,
+                one.resolved,
+                one.strategy,
+            )
+            for one in conflict_entries_of(reply)
+        ]
 
     def vector(self) -> dict[str, int]:
         flat = self._server.hgetall(self._key("vector"))

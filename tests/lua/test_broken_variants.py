@@ -61,6 +61,24 @@ VARIANTS = {
         "if arrives and not same(stored, sibling) then",
         "if arrives then",
     ),
+    "the log takes a third version for the stored one": (
+        "insert_wins",
+        "conflicts",
+        "winner == stored and 'stored' or text(winner)",
+        "'stored'",
+    ),
+    "the log has one entry per change": (
+        "delete_wins",
+        "conflicts",
+        "count = revision == last and count + 1 or 0",
+        "if revision == last then return end",
+    ),
+    "the log tells the winner for what arrived": (
+        "source_priority",
+        "conflicts",
+        "'arrived', text(arrived))",
+        "'arrived', text(winner))",
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """Nodes on a real server: each a store with a prefix and a wall clock of its own."""
 
 import random
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -98,6 +99,15 @@ def text_of(one: Relationship) -> str:
 
 def signed(change: Change) -> str:
     return {"insert": "+", "delete": "-"}[change.operation] + text_of(change.relationship)
+
+
+def conflicts(node: Node) -> tuple[int, int]:
+    """Resolved locally, resolved remotely; their sum is the total."""
+    values = dict(re.findall(rb"^inferadb_replication_(\w+) (\S+)$", node.metrics.render(), re.M))
+    local = int(float(values[b"conflicts_resolved_local"]))
+    remote = int(float(values[b"conflicts_resolved_remote"]))
+    assert float(values[b"conflicts_total"]) == local + remote
+    return local, remote
 
 
 def dump(valkey: RealValkey) -> dict[bytes, Any]:

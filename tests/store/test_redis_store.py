@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import re
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ from tests.servers import RealValkey, start_valkey
 from tests.store.conftest import (
     BEGIN_US,
     DELETE_WINS,
-    Node,
     OpenNode,
     WallClock,
     change_of,
+    conflicts,
     dump,
     numbered,
     running_node,
@@ -462,15 +461,6 @@ async def test_a_watcher_is_not_told_of_a_change_that_lost(open_node: OpenNode) 
     assert await us.listed() == await eu.listed()
     assert conflicts(us) == (0, 1)
     assert conflicts(eu) == (1, 0)
-
-
-def conflicts(node: Node) -> tuple[int, int]:
-    """Resolved locally, resolved remotely; their sum is the total."""
-    values = dict(re.findall(rb"^inferadb_replication_(\w+) (\S+)$", node.metrics.render(), re.M))
-    local = int(float(values[b"conflicts_resolved_local"]))
-    remote = int(float(values[b"conflicts_resolved_remote"]))
-    assert float(values[b"conflicts_total"]) == local + remote
-    return local, remote
 
 
 async def test_a_watcher_is_told_what_a_change_uncovers(open_node: OpenNode) -> None:
