@@ -8,11 +8,13 @@
 -- ARGV 5 format       number of the stored format
 -- ARGV 6 partitions   partition count
 -- ARGV 7 rules        fingerprint of the conflict strategy
--- REPLY  outcome      "opened" | "lost", then origin, clock, vector as JSON
+-- REPLY  outcome      "opened" | "lost", then origin, clock, vector as JSON, the highest revision
+--                     that was trimmed off the feed, floor as JSON
 -- ERRORS WRONGNODE    the data belongs to another node
 -- ERRORS WRONGFORMAT  the data has another format or partition count
 -- ERRORS WRONGRULES   the data was merged under another strategy
 --
+-- @include floor
 -- @include keys
 -- @include node
 -- @include transaction
@@ -20,7 +22,7 @@ local now_us, known = tonumber(ARGV[1]), ARGV[2]
 local meta = redis.call('HMGET', keys.meta, 'node', 'format', 'partitions', 'rules')
 
 if not meta[1] then
-  if tonumber(known) > 0 then return { 'lost', '', '0', '{}' } end
+  if tonumber(known) > 0 then return { 'lost', '', '0', '{}', '0', '{}' } end
   -- A data set begins with an empty transaction, so that its incarnation stands in the vector of
   -- everyone who has heard of it.
   local origin = ARGV[3] .. '.' .. ARGV[4]
@@ -39,5 +41,9 @@ elseif meta[4] ~= ARGV[7] then
 end
 
 local self = node.read(known)
-if not self then return { 'lost', '', '0', '{}' } end
-return { 'opened', self.origin, number.text(self.clock), node.vector_json(self.vector) }
+if not self then return { 'lost', '', '0', '{}', '0', '{}' } end
+local trimmed, timestamps = floor.read()
+return {
+  'opened', self.origin, number.text(self.clock), node.vector_json(self.vector),
+  number.text(trimmed), node.vector_json(timestamps),
+}

@@ -13,7 +13,9 @@ RELEASE = version("inferadb-sidecar")
 
 
 class Health:
-    """`healthy`; `degraded` when a target is not connected; `unhealthy` when nothing is served."""
+    """`healthy`; `degraded` when a target is not connected or the store is full; `unhealthy` when
+    nothing is served.
+    """
 
     def __init__(self, node: Node, store: RedisStore, targets: Sequence[Target]) -> None:
         self._node, self._store, self._targets = node, store, targets
@@ -22,6 +24,8 @@ class Health:
         """Whether reads and writes are served here, and what a person wants to know."""
         reasons = [f"store: {self._store.closed_because}"] if not self._store.is_open else []
         is_serving = not reasons
+        if self._store.full_because:
+            reasons.append(f"store is full, writes are refused: {self._store.full_because}")
         for target in self._targets:
             if not target.is_connected:
                 why = target.last_error or "no session yet"

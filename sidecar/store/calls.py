@@ -53,6 +53,13 @@ class Merged:
     vector: Vector
 
 
+class Trimmed(NamedTuple):
+    """gone: how many entries went. is_more: others that might go are left."""
+
+    gone: int
+    is_more: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which tuples of a tenant; None is any."""

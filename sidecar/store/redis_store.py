@@ -21,11 +21,20 @@ from sidecar.core.vector import Vector, is_covered, pointwise_max
 from sidecar.errors import Broken, Refused, Unavailable
 from sidecar.metrics import Metrics
 from sidecar.store import scripts, states
-from sidecar.store.calls import Filter, Merged, MergeOutcome, Page, WriteRequest, Written
+from sidecar.store.calls import (
+    Filter,
+    Merged,
+    MergeOutcome,
+    Page,
+    Trimmed,
+    WriteRequest,
+    Written,
+)
 from sidecar.store.feed import FeedEntry, entries_of
 from sidecar.store.group_commit import COMMITTERS, Committed, GroupCommit
 from sidecar.store.keys import Keys
-from sidecar.store.link import Link, ScriptError, pool_of
+from sidecar.store.link import Link, ScriptError, pool_of, store_full
+from sidecar.store.memory import Memory, memory_of
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +83,9 @@ class RedisStore:
         self._origin = ""
         self._clock = 0
         self._vector: Vector = {}
+        self._floor: Vector = {}
+        self._trimmed = self._trimming = 0
+        self._memory = Memory(0, 0)
         self._stack = contextlib.AsyncExitStack()
 
     # -- life ---------------------------------------------------------------------------------
@@ -118,6 +130,27 @@ class RedisStore:
         """What this node has applied, as far as this process knows."""
         return self._vector
 
+    @property
+    def trimmed(self) -> int:
+        """The highest revision that was trimmed off the feed; 0: it is whole."""
+        return self._trimmed
+
+    @property
+    def floor(self) -> Vector:
+        """Origin -> timestamp up to which the feed does not hold all of its transactions."""
+        return self._floor
+
+    @property
+    def full_because(self) -> str:
+        """Why writes of applications are refused for want of memory; "" when they are not."""
+        used, limit, _ = self._memory
+        if not self._memory.is_full:
+            return ""
+        return (
+            f"Redis uses {used} of the {limit} bytes of its maxmemory, and the last "
+            f"{self._memory.reserve} are kept for replication"
+        )
+
     async def opened(self) -> None:
         """Wait until the store is open."""
         await self._opened.wait()
@@ -144,9 +177,19 @@ class RedisStore:
                     await self._closed.wait()
                     return
             try:
-                await self._control.call("PING")
+                self._note_memory(memory_of(await self._control.call("INFO", "memory")))
             except Unavailable as unavailable:
                 await self._broke(self._control, unavailable)
+
+    def _note_memory(self, memory: Memory) -> None:
+        was_full, self._memory = self._memory.is_full, memory
+        if memory.is_full == was_full:
+            return
+        self._metrics.store_full(memory.is_full)
+        if memory.is_full:
+            log.warning("store full: writes are refused", extra={"reason": self.full_because})
+        else:
+            log.info("store has room again: writes are accepted")
 
     def _note_closed(self, attempt: tenacity.RetryCallState) -> None:
         reason = attempt.outcome.exception() if attempt.outcome else None
@@ -156,13 +199,12 @@ class RedisStore:
             self._closed_because = reason
 
     async def _open(self) -> None:
-        info = (await self._control.call("INFO", "memory")).decode()
-        policy = next((x[17:] for x in info.splitlines() if x.startswith("maxmemory_policy:")), "")
-        if policy not in ("", "noeviction"):
+        memory = memory_of(await self._control.call("INFO", "memory"))
+        if memory.policy not in ("", "noeviction"):
             raise Refused(
                 "wrong_eviction_policy",
-                f"redis.url: this Redis may evict keys (maxmemory-policy {policy}), which would "
-                "lose tuples; set maxmemory-policy noeviction",
+                f"redis.url: this Redis may evict keys (maxmemory-policy {memory.policy}), which "
+                "would lose tuples; set maxmemory-policy noeviction",
             )
         for name in scripts.names():
             await self._control.call("SCRIPT", "LOAD", scripts.script(name).text)
@@ -175,7 +217,7 @@ class RedisStore:
         now_us = self._now_us()
         name = incarnation(now_us // 1000, self._random_bits(RANDOM_BITS))
         try:
-            outcome, origin, clock, vector = await self._control.run(
+            outcome, origin, clock, vector, trimmed, floor = await self._control.run(
                 scripts.script("open"),
                 self.keys.meta,
                 *(now_us, self._clock, self.node, name),
@@ -187,6 +229,8 @@ class RedisStore:
             raise self._lost()
         self._origin = origin.decode()
         self._advance(int(clock), _vector(vector))
+        self._note_trimmed(int(trimmed), _vector(floor))
+        self._note_memory(memory)
 
     def _not_ours(self, error: ScriptError) -> Refused:
         match error.code:
@@ -265,10 +309,12 @@ class RedisStore:
         """Commit one write, together with the others that wait at this moment.
 
         Raises Refused (409 revision_mismatch, 422 idempotency_key_reused) and Unavailable
-        (store_unavailable: nothing was done; outcome_unknown: nobody knows).
+        (store_unavailable, store_full: nothing was done; outcome_unknown: nobody knows).
         """
         if not self._opened.is_set():
             raise self._closed_because
+        if self._memory.is_full:
+            raise store_full(self.full_because)
         return await self._group_commit.write(request)
 
     async def _commit(self, link: Link, pairs: Sequence[str]) -> Committed:
@@ -436,7 +482,42 @@ class RedisStore:
 
     async def store_cursor(self, target: str, revision: int) -> None:
         """Remember how far a target has come, for the time after a restart."""
-        await self._read("HSET", self.keys.cursors, target, revision)
+        await self._ask(self._reader(), "cursor", target, revision)
+
+    async def feed_length(self) -> int:
+        """How many transactions the feed holds."""
+        return int(await self._read("XLEN", self.keys.feed))
+
+    async def trim(self, up_to: int, count: int) -> Trimmed:
+        """Take at most `count` entries off the feed, the oldest, none above revision `up_to`.
+
+        Raises Unavailable. Works also above maxmemory, and may be repeated.
+        """
+        self._trimming = max(self._trimming, up_to)
+        reply = await self._ask(self._reader(), "trim", self._clock, up_to, count)
+        outcome, gone, more, trimmed, floor = reply
+        if outcome == b"lost":
+            lost = self._lost()
+            self._set_closed(lost)
+            raise lost
+        self._note_trimmed(int(trimmed), _vector(floor))
+        return Trimmed(int(gone), more == b"more")
+
+    def _note_trimmed(self, trimmed: int, floor: Vector) -> None:
+        self._trimmed = max(self._trimmed, trimmed)
+        self._trimming = max(self._trimming, trimmed)
+        self._floor = pointwise_max(self._floor, floor)
+
+    async def whole_after(self, revision: int) -> int:
+        """The first revision, from this one on, behind which nothing was trimmed.
+
+        Certain for what the caller has read *before* asking: the server is asked, unless nobody
+        has ever wanted to trim as far.
+        """
+        if revision >= self._trimming:
+            return revision
+        trimmed = await self._read("HGET", self.keys.meta, "trimmed")
+        return max(revision, int(trimmed or 0))
 
 
 def _vector(text: bytes) -> Vector:
