@@ -120,13 +120,13 @@ class Watch:
     async def _begin(self, cursor: str | None) -> Place:
         """Where reading begins. Raises Refused: 400, or 410 when the feed does not have it."""
         origin = self._store.origin
-        place = None if cursor in (None, FROM_START) else place_of(str(cursor))
-        if not self._store.is_open:
-            raise Unavailable("store_unavailable", self._store.closed_because)
         if cursor is None:
+            if not self._store.is_open:
+                raise Unavailable("store_unavailable", self._store.closed_because)
             return Place(origin, self._store.revision)
+        place = None if cursor == FROM_START else place_of(cursor)
+        first, newest = await self._store.feed_bounds()
         if place is None:
-            first, _ = await self._store.feed_bounds()
             return Place(origin, first - 1 if first else self._store.trimmed)
         if place.origin != origin:
             raise Refused(
@@ -136,7 +136,7 @@ class Watch:
                 410,
             )
         # What follows exactly the trimmed revision is all there.
-        if place.after < self._store.trimmed or place.revision > self._store.revision:
+        if place.after < self._store.trimmed or place.revision > newest:
             raise expired()
         return place
 

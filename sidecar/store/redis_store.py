@@ -471,9 +471,13 @@ class RedisStore:
         return entries_of(reply[0][1]) if reply else []
 
     async def feed_bounds(self) -> tuple[int, int]:
-        """The first revision that the feed still holds (0: it is empty), and the newest one."""
+        """The first revision that the feed still holds (0: it is empty), and the newest one.
+
+        As Redis has them: a watcher may have seen a write before its writer has its answer.
+        """
         first = await self.feed_after(0, 1)
-        return (first[0].revision if first else 0, self._clock)
+        clock = await self._read("HGET", self.keys.meta, "clock")
+        return (first[0].revision if first else 0, int(clock or 0))
 
     async def cursors(self) -> dict[str, int]:
         """target -> revision it has acknowledged, as last stored."""
