@@ -13,6 +13,7 @@
 --                     writes, and what an exposed incarnation has written is set aside
 -- REPLY  outcome      "begun", then origin, clock, vector as JSON, and how many transactions were
 --                     set aside
+-- FLAGS  allow-oom
 --
 -- @include keys
 -- @include node

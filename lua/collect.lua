@@ -7,6 +7,7 @@
 -- ARGV 4 tuples   JSON: a list of [name as in `unsettled`, bucket]
 -- REPLY  outcome  "collected" | "waits" | "lost", then how many tuples were settled or went; "waits":
 --                 a state transfer is under way, and tuples have seen more than the vector says
+-- FLAGS  allow-oom
 --
 -- @include keys
 -- @include node

@@ -8,7 +8,9 @@
 -- ARGV 4 ended     JSON: incarnation -> where it ended; nobody has more of it
 -- REPLY  outcome   "finished" | "other" | "lost", then the vector and the floor as JSON; "other":
 --                  this transfer is not the one that was under way, and nothing was done
+-- FLAGS  allow-oom
 --
+-- @include floor
 -- @include keys
 -- @include node
 -- @include pages
@@ -36,6 +38,5 @@ for i = 1, #flat, 2 do
   pages.set(tonumber(flat[i]), state.above(node.vector_of(flat[i + 1]), nil, reached))
 end
 parked.forget(self.vector)
-local floor, flat_floor = {}, redis.call('HGETALL', keys.floor)
-for i = 1, #flat_floor, 2 do floor[flat_floor[i]] = tonumber(flat_floor[i + 1]) end
-return { 'finished', node.vector_json(self.vector), node.vector_json(floor) }
+local _, timestamps = floor.read()
+return { 'finished', node.vector_json(self.vector), node.vector_json(timestamps) }

@@ -4,6 +4,7 @@
 -- ARGV 1 known    highest timestamp this process knows to be stored
 -- ARGV 2… pairs   node, its row as JSON
 -- REPLY  outcome  "known" | "lost"
+-- FLAGS  allow-oom
 --
 -- @include keys
 -- @include node

@@ -13,16 +13,18 @@
 --                     incarnation begins
 -- REPLY  outcome      "opened" | "unproven" | "lost", then origin, clock, vector as JSON; "1" while
 --                     the incarnation is exposed, the vector it must reach as JSON if it is behind,
---                     the progress of a state transfer, and the floor as JSON
+--                     the progress of a state transfer, the highest revision
+--                     that was trimmed off the feed, and the floor as JSON
 -- ERRORS WRONGNODE    the data belongs to another node
 -- ERRORS WRONGFORMAT  the data has another format or partition count
 -- ERRORS WRONGRULES   the data was merged under another strategy
 --
+-- @include floor
 -- @include keys
 -- @include node
 -- @include transaction
 local known = ARGV[2]
-local lost = { 'lost', '', '0', '{}', '', '', '', '{}' }
+local lost = { 'lost', '', '0', '{}', '', '', '', '0', '{}' }
 local meta = redis.call('HMGET', keys.meta, 'node', 'format', 'partitions', 'rules')
 
 if not meta[1] then
@@ -51,10 +53,9 @@ if redis.call('HGET', keys.meta, 'run_id') ~= ARGV[8] then
     outcome = 'unproven'
   end
 end
-local floor, flat = {}, redis.call('HGETALL', keys.floor)
-for i = 1, #flat, 2 do floor[flat[i]] = tonumber(flat[i + 1]) end
+local trimmed, timestamps = floor.read()
 return {
   outcome, self.origin, number.text(self.clock), node.vector_json(self.vector),
   self.exposed and '1' or '', redis.call('HGET', keys.meta, 'behind') or '',
-  redis.call('HGET', keys.meta, 'transfer') or '', node.vector_json(floor),
+  redis.call('HGET', keys.meta, 'transfer') or '', number.text(trimmed), node.vector_json(timestamps),
 }

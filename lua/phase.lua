@@ -5,6 +5,7 @@
 -- ARGV 2 ended    "exposed": a peer has nothing that this node once had and lacks; "behind": this
 --                 node has caught up, or its operator accepts the loss
 -- REPLY  outcome  "done" | "lost"
+-- FLAGS  allow-oom
 --
 -- @include keys
 -- @include node

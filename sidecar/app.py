@@ -21,6 +21,7 @@ from sidecar.agent.collect import collect
 from sidecar.agent.peers import Peers
 from sidecar.agent.ship import Retries, Shipping, Target
 from sidecar.agent.tail import Tail
+from sidecar.agent.trim import Trimming
 from sidecar.api.answers import Answers
 from sidecar.api.listener import AppListener
 from sidecar.api.native import app_listener, native_app
@@ -28,6 +29,7 @@ from sidecar.config import Address, Config
 from sidecar.core.conflict import Rules
 from sidecar.core.routing import carried
 from sidecar.core.session import Limits, Party
+from sidecar.core.trim import Keep
 from sidecar.core.wire import FORMAT
 from sidecar.errors import Refused, Unavailable, ungrouped
 from sidecar.health import Health
@@ -113,6 +115,14 @@ async def _serve(
         metrics=metrics,
         now_us=_now_us,
     )
+    trimming = Trimming(
+        store,
+        [target.node for target in shipping.targets],
+        Keep(replication.feed_retention_s * 1_000_000, replication.feed_max_entries),
+        held=shipping.held,
+        metrics=metrics,
+        now_us=_now_us,
+    )
     health = Health(node, store, shipping.targets)
     receiver = Receiver(store, peers, me, regions, timeout_s)
     native = native_app(store=store, tail=tail, node=node, health=health.check)
@@ -129,9 +139,8 @@ async def _serve(
     ]
     for name, address, runner in listeners:
         await stack.enter_async_context(_listening(name, address, runner))
-    await stack.enter_async_context(
-        _running(loops, tail.run(), shipping.run(), collect(store, peers, metrics))
-    )
+    parts = (tail.run(), shipping.run(), trimming.run(), collect(store, peers, metrics))
+    await stack.enter_async_context(_running(loops, *parts))
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
     stack.push_async_callback(shipping.hand_over, min(2.0, config.drain_timeout_s))

@@ -13,7 +13,9 @@ RELEASE = version("inferadb-sidecar")
 
 
 class Health:
-    """`healthy`; `degraded` when a target is not connected; `unhealthy` when nothing is served."""
+    """`healthy`; `degraded` when a target is not connected or the store is full; `unhealthy` when
+    nothing is served.
+    """
 
     def __init__(self, node: Node, store: RedisStore, targets: Sequence[Target]) -> None:
         self._node, self._store, self._targets = node, store, targets
@@ -23,6 +25,8 @@ class Health:
         why_not = self._store.serves_not_because
         reasons = [f"store: {why_not}"] if why_not else []
         is_serving = not reasons
+        if self._store.full_because:
+            reasons.append(f"store is full, writes are refused: {self._store.full_because}")
         for target in self._targets:
             if not target.is_connected:
                 why = target.last_error or "no session yet"

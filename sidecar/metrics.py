@@ -89,6 +89,21 @@ class Metrics:
         self._writes = counter(
             "inferadb_sidecar_writes_total", "Write requests accepted here, one transaction each"
         )
+        self._feed_entries = gauge(
+            "inferadb_sidecar_feed_entries", "Transactions in the feed of this node"
+        )
+        self._feed_trimmed = counter(
+            "inferadb_sidecar_feed_trimmed_total", "Transactions taken off the feed"
+        )
+        self._store_full = gauge(
+            "inferadb_sidecar_store_full",
+            "1 while writes of applications are refused because Redis is near its maxmemory",
+        )
+        self._resync_suggested = gauge(
+            "inferadb_replication_resync_suggested",
+            "1 while the feed no longer has what this target needs next",
+            "target",
+        )
         self._target_lag = gauge(
             "inferadb_replication_target_lag_milliseconds",
             "Age of the oldest transaction that this target has not acknowledged",
@@ -139,6 +154,7 @@ class Metrics:
             self._target_connected.labels(target).set(0)
             self._target_unreachable.labels(target).set(0)
             self._target_transfer.labels(target).set(1)
+            self._resync_suggested.labels(target).set(0)
             self._target_changes.labels(target)
             self._target_failures.labels(target)
         self._lag.set_function(lambda: max((lag() for lag in targets.values()), default=0.0))
@@ -194,6 +210,19 @@ class Metrics:
     def unreachable(self, target: str, is_unreachable: bool) -> None:
         """A target has, or has no longer, refused or missed `max_retries` attempts in a row."""
         self._target_unreachable.labels(target).set(int(is_unreachable))
+
+    def trimmed(self, transactions: int, *, left: int) -> None:
+        """So many transactions were taken off the feed, and so many are left in it."""
+        self._feed_trimmed.inc(transactions)
+        self._feed_entries.set(left)
+
+    def resync_suggested(self, target: str, is_suggested: bool) -> None:
+        """The feed was trimmed past what a target has acknowledged, or it is beyond that again."""
+        self._resync_suggested.labels(target).set(int(is_suggested))
+
+    def store_full(self, is_full: bool) -> None:
+        """Redis has, or has no longer, too little memory left for writes of applications."""
+        self._store_full.set(int(is_full))
 
     def render(self) -> bytes:
         """The text format 0.0.4, whatever the client would accept."""

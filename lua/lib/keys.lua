@@ -6,6 +6,8 @@ do
   keys.meta = KEYS[1]
   keys.feed = base .. 'feed'
   keys.vector = base .. 'vector'
+  keys.floor = base .. 'floor'
+  keys.cursors = base .. 'cursors'
   keys.digest = base .. 'digest'
   keys.unsettled = base .. 'unsettled'
   keys.conflicts = base .. 'conflicts'

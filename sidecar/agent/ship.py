@@ -109,6 +109,12 @@ class Shipping:
                 group.create_task(self._ship(target), name=f"ship to {target.node}")
             group.create_task(self._remember(), name="remember cursors")
 
+    def held(self) -> int | None:
+        """The revision from which state transfers that are under way need the feed."""
+        senders = (target.sender for target in self.targets)
+        held = (sender.keeps_feed_after for sender in senders if sender is not None)
+        return min((revision for revision in held if revision is not None), default=None)
+
     async def hand_over(self, timeout_s: float) -> None:
         """Wait until every connected target has what was written here, for so long at most."""
         until = time.monotonic() + timeout_s

@@ -9,7 +9,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import AsyncIterator
 
-from sidecar.errors import Unavailable
+from sidecar.errors import Refused, Unavailable
 from sidecar.store.feed import FeedEntry
 from sidecar.store.redis_store import RedisStore
 
@@ -50,12 +50,14 @@ class Tail:
             newest = self._newest
             try:
                 entries = await self._store.feed_news(newest, READ_COUNT, WAIT_MS)
+                whole_after = await self._store.whole_after(newest)
             except Unavailable as unavailable:
                 log.debug("tail waits for the store", extra={"reason": unavailable.message})
                 await asyncio.sleep(0.05)
                 continue
             if newest == self._newest:
-                self._take(entries)
+                self._begin(whole_after)  # if trimmed while nobody read, what is held ends in a gap
+                self._take([entry for entry in entries if entry.revision > whole_after])
 
     def _begin(self, revision: int) -> None:
         """Hold what follows this revision, and nothing before it."""
@@ -63,6 +65,7 @@ class Tail:
             self._entries.clear()
             self._changes = 0
             self._complete_after = self._newest = revision
+            self._wake()
 
     def _take(self, entries: list[FeedEntry]) -> None:
         if not entries:
@@ -77,14 +80,20 @@ class Tail:
         if dropped:
             self._complete_after = self._entries[dropped - 1].revision
             del self._entries[:dropped]
+        self._wake()
+
+    def _wake(self) -> None:
         if self._grown is not None:
             self._grown.set_result(None)
             self._grown = None
 
-    async def after(self, revision: int, count: int = READ_COUNT) -> list[FeedEntry]:
+    async def after(
+        self, revision: int, count: int = READ_COUNT, *, is_watching: bool = False
+    ) -> list[FeedEntry]:
         """The entries that follow this revision, in order; waits until there is one.
 
-        Raises Unavailable when they are not in memory and Redis does not answer.
+        Raises Unavailable when they are not in memory and Redis does not answer. Some may have been
+        trimmed: whoever is watching gets Refused("cursor_expired") (410) instead of a gap.
         """
         while True:
             if self._complete_after is not None and revision >= self._complete_after:
@@ -92,14 +101,18 @@ class Tail:
                     return found
                 await self._wait(revision)
                 continue
+            newest = self._newest
             entries = await self._store.feed_after(revision, count)
+            whole_after = await self._store.whole_after(revision)
+            if is_watching and revision < whole_after:
+                raise expired()
             if len(entries) < count and self._complete_after is None:
                 # The first to come to the tip: here the buffer begins.
-                self._begin(revision)
-                self._take(entries)
+                self._begin(whole_after)
+                self._take([entry for entry in entries if entry.revision > whole_after])
             if entries:
                 return entries
-            if self._complete_after is None or revision < self._complete_after:
+            if newest == self._newest:
                 await self._wait(revision)
 
     async def entries_after(self, revision: int) -> AsyncIterator[list[FeedEntry]]:
@@ -133,6 +146,16 @@ class Tail:
             self._waiting.remove(revision)
             if not self._waiting:
                 self._wanted.clear()
+
+
+def expired() -> Refused:
+    """The answer to a watcher that the feed no longer reaches back to."""
+    return Refused(
+        "cursor_expired",
+        "the feed of this node no longer has what follows the cursor; list what there is and watch "
+        'from now, or from "start"',
+        410,
+    )
 
 
 def _weight(entry: FeedEntry) -> int:

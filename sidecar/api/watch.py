@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from sidecar.agent.tail import Tail
+from sidecar.agent.tail import Tail, expired
 from sidecar.api import bodies, headers
 from sidecar.api.answers import Answers, compact, relationship_json
 from sidecar.api.cursors import Place, place_of
@@ -127,7 +127,7 @@ class Watch:
         place = None if cursor == FROM_START else place_of(cursor)
         first, newest = await self._store.feed_bounds()
         if place is None:
-            return Place(origin, max(first - 1, 0) if first else newest)
+            return Place(origin, first - 1 if first else self._store.trimmed)
         if place.origin != origin:
             raise Refused(
                 "cursor_elsewhere",
@@ -135,14 +135,9 @@ class Watch:
                 "not move between nodes: list what there is and watch from now",
                 410,
             )
-        reaches_back = first <= place.revision if first else place.revision == newest
-        if not reaches_back or place.revision > newest:
-            raise Refused(
-                "cursor_expired",
-                "the feed of this node no longer has what follows the cursor; list what there is "
-                'and watch from now, or from "start"',
-                410,
-            )
+        # What follows exactly the trimmed revision is all there.
+        if place.after < self._store.trimmed or place.revision > newest:
+            raise expired()
         return place
 
     async def _serve(
@@ -195,7 +190,7 @@ class Watch:
         news: asyncio.Task[list[FeedEntry]] | None = None
         try:
             while not self._ending.is_set():
-                news = news or asyncio.create_task(self._tail.after(place.after))
+                news = news or asyncio.create_task(self._tail.after(place.after, is_watching=True))
                 patience_s = max(sent_at + self._limits.idle_s - clock(), 0)
                 await asyncio.wait(
                     {news, ending}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED

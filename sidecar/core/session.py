@@ -347,7 +347,7 @@ class Sender:
             return [Close("timeout", f"{self._target} does not go on with a state transfer")]
         if not self._is_established:
             return []
-        self._advance_cursor()
+        self._advance_cursor(here)
         self._retry_parked(now_us)
         self._adopt(here, now_us)
         actions = self._begin_transfer(here, now_us)
@@ -455,15 +455,16 @@ class Sender:
         self._lacking_older = {
             o for o in self._lacking_older if here.vector.get(o, 0) > self.target_vector.get(o, 0)
         }
-        self._advance_cursor()
+        self._advance_cursor(here)
         return actions
 
-    def _advance_cursor(self) -> None:
+    def _advance_cursor(self, here: Here) -> None:
         while self._undurable and is_covered(self._undurable[0][1], self._durable):
             self.cursor = max(self.cursor, self._undurable.popleft()[0])
-        is_all_there = not (self._in_flight or self._undurable or self._parked or self._transfer)
-        if is_all_there and self._is_established:
-            self.cursor = max(self.cursor, self.position)
+        owed = above(here.vector, self._durable)
+        if not any(self._carries(origin) for origin in owed):
+            # Whatever else is in the feed is nothing to this target.
+            self.cursor = max(self.cursor, here.revision)
 
     def _park(self, parked: object, now_us: int) -> list[Action]:
         if not isinstance(parked, dict):

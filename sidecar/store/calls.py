@@ -116,6 +116,13 @@ class Absorbed:
     disappeared: int = 0
 
 
+class Trimmed(NamedTuple):
+    """gone: how many entries went. is_more: others that might go are left."""
+
+    gone: int
+    is_more: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which tuples of a tenant; None is any."""

@@ -30,6 +30,11 @@ class Keys:
         return self._name("feed")
 
     @property
+    def floor(self) -> str:
+        """Hash: origin -> timestamp up to which the feed does not hold all of its transactions."""
+        return self._name("floor")
+
+    @property
     def cursors(self) -> str:
         """Hash: target -> revision it has acknowledged."""
         return self._name("cursors")

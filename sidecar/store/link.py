@@ -24,7 +24,6 @@ from sidecar.store.scripts import Script
 
 # What the server says when it cannot do anything right now; nothing of what was asked was done.
 _SERVER_CANNOT = {
-    "OOM": "Redis has reached its maxmemory and takes no writes",
     "MISCONF": "Redis cannot persist to its disk and takes no writes",
     "READONLY": "Redis is a read-only replica",
     "LOADING": "Redis is loading its data",
@@ -35,6 +34,18 @@ _SERVER_CANNOT = {
     "WRONGPASS": "Redis refuses the password of redis.url",
     "NOPERM": "the Redis user of redis.url may not run this command",
 }
+
+
+FULL_RETRY_S = 5
+
+
+def store_full(reason: str) -> Unavailable:
+    """There is no memory for a write; nothing of it was done."""
+    return Unavailable(
+        "store_full",
+        f"the store is full, nothing was written: {reason}; raise maxmemory of the node's Redis",
+        retry_after_s=FULL_RETRY_S,
+    )
 
 
 class ScriptError(Exception):
@@ -173,6 +184,8 @@ def _translate(error: RedisError) -> Exception:
     # redis-py takes the codes that it knows off the text and keeps them beside it.
     known = getattr(error, "status_code", None)
     code, rest = (known, text) if known else text.split(" ", 1) if " " in text else ("ERR", text)
+    if code == "OOM":
+        return store_full("Redis has reached its maxmemory")
     if code in _SERVER_CANNOT:
         return Unavailable("store_unavailable", _SERVER_CANNOT[code])
     return ScriptError(code, rest) if code.isupper() else ScriptError("ERR", text)

@@ -19,11 +19,13 @@ from sidecar.core.digest import mix
 from sidecar.core.vector import Vector, is_covered, newest_origins, pointwise_max
 from sidecar.core.wire import decode_body, encode_vector
 from sidecar.errors import Broken, Refused, Unavailable
+from sidecar.metrics import Metrics
 from sidecar.store import scripts
 from sidecar.store.calls import Phase
 from sidecar.store.group_commit import COMMITTERS
 from sidecar.store.keys import Keys
 from sidecar.store.link import Link, ScriptError, pool_of
+from sidecar.store.memory import Memory, memory_of
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class OpenStore:
         prefix: str,
         node: str,
         rules: Rules,
+        metrics: Metrics,
         now_us: Callable[[], int],
         random_bits: Callable[[int], int],
         has_peers: bool,
@@ -57,7 +60,7 @@ class OpenStore:
     ) -> None:
         self.node = node
         self.keys = Keys(prefix)
-        self._rules = rules
+        self._rules, self._metrics = rules, metrics
         self._now_us, self._random_bits = now_us, random_bits
         self._has_peers = has_peers
         self._pool, self._timeout_s = pool_of(url, timeout_s), timeout_s
@@ -88,6 +91,8 @@ class OpenStore:
         self._unsynced: list[tuple[float, Vector]] = []
         self._grown, self._has_synced = asyncio.Event(), asyncio.Event()
         self._floor: Vector = {}
+        self._trimmed = self._trimming = 0
+        self._memory = Memory(0, 0)
         self._progress = ""
         self._behind: Vector = {}
 
@@ -162,6 +167,22 @@ class OpenStore:
         return self._floor
 
     @property
+    def trimmed(self) -> int:
+        """The highest revision that was trimmed off the feed; 0: it is whole."""
+        return self._trimmed
+
+    @property
+    def full_because(self) -> str:
+        """Why writes of applications are refused for want of memory; "" when they are not."""
+        used, limit, _ = self._memory
+        if not self._memory.is_full:
+            return ""
+        return (
+            f"Redis uses {used} of the {limit} bytes of its maxmemory, and the last "
+            f"{self._memory.reserve} are kept for replication"
+        )
+
+    @property
     def progress(self) -> str:
         """How far an incoming state transfer has come; "" when there is none."""
         return self._progress
@@ -197,9 +218,19 @@ class OpenStore:
                     await self._closed.wait()
                     return
             try:
-                await self._control.call("PING")
+                self._note_memory(memory_of(await self._control.call("INFO", "memory")))
             except Unavailable as unavailable:
                 await self._broke(self._control, unavailable)
+
+    def _note_memory(self, memory: Memory) -> None:
+        was_full, self._memory = self._memory.is_full, memory
+        if memory.is_full == was_full:
+            return
+        self._metrics.store_full(memory.is_full)
+        if memory.is_full:
+            log.warning("store full: writes are refused", extra={"reason": self.full_because})
+        else:
+            log.info("store has room again: writes are accepted")
 
     def _note_closed(self, attempt: tenacity.RetryCallState) -> None:
         reason = attempt.outcome.exception() if attempt.outcome else None
@@ -209,12 +240,12 @@ class OpenStore:
             self._closed_because = reason
 
     async def _open(self) -> None:
-        policy = await self._info("memory", "maxmemory_policy")
-        if policy not in ("", "noeviction"):
+        memory = memory_of(await self._control.call("INFO", "memory"))
+        if memory.policy not in ("", "noeviction"):
             raise Refused(
                 "wrong_eviction_policy",
-                f"redis.url: this Redis may evict keys (maxmemory-policy {policy}), which would "
-                "lose tuples; set maxmemory-policy noeviction",
+                f"redis.url: this Redis may evict keys (maxmemory-policy {memory.policy}), which "
+                "would lose tuples; set maxmemory-policy noeviction",
             )
         self._run_id = await self._info("server", "run_id")
         for name in scripts.names():
@@ -226,6 +257,7 @@ class OpenStore:
         if outcome != b"ok":
             raise Refused("wrong_redis", f"redis.url: this Redis does not fit: {wrong.decode()}")
         await self._ask_how_it_syncs()
+        self._note_memory(memory)
         reply = await self._run_open(is_proven=not self._has_peers)
         if reply[0] == b"lost":
             await self._begin_after_loss()
@@ -248,10 +280,11 @@ class OpenStore:
         return reply
 
     def _take_opened(self, reply: Sequence[bytes]) -> None:
-        outcome, origin, clock, vector, exposed, behind, progress, floor = reply
+        outcome, origin, clock, vector, exposed, behind, progress, trimmed, floor = reply
         self._behind = _vector(behind) if behind else {}
         self._progress = progress.decode()
-        self._floor = _vector(floor)
+        self._floor, self._trimmed = _vector(floor), int(trimmed)
+        self._trimming = self._trimmed
         if outcome == b"unproven":
             self._phase = Phase.UNPROVEN
         elif behind:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from sidecar.core.conflict import Rules
 from sidecar.core.relationship import Relationship
-from sidecar.core.vector import Vector, is_covered
+from sidecar.core.vector import Vector, is_covered, pointwise_max
 from sidecar.core.wire import bucket_of_name, encode_vector, hash_of
 from sidecar.errors import Refused, Unavailable
 from sidecar.metrics import Metrics
@@ -27,6 +27,7 @@ from sidecar.store.calls import (
     MergeOutcome,
     Page,
     States,
+    Trimmed,
     Way,
     WriteRequest,
     Written,
@@ -34,7 +35,7 @@ from sidecar.store.calls import (
 from sidecar.store.conflicts import ConflictEntry, check_cursor, conflict_entries_of
 from sidecar.store.feed import FeedEntry, entries_of
 from sidecar.store.group_commit import Committed, GroupCommit
-from sidecar.store.link import Link, ScriptError
+from sidecar.store.link import Link, ScriptError, store_full
 from sidecar.store.opening import PARTITIONS, OpenStore, _vector
 
 __all__ = ["PARTITIONS", "RedisStore"]
@@ -70,12 +71,12 @@ class RedisStore(OpenStore):
             prefix=prefix,
             node=node,
             rules=rules,
+            metrics=metrics,
             now_us=now_us,
             random_bits=random_bits,
             has_peers=has_peers,
             timeout_s=timeout_s,
         )
-        self._metrics = metrics
         self._skew_us = max_clock_skew_ms * 1000
         self._group_commit = GroupCommit(self._commit, metrics.wrote)
         self._stack = contextlib.AsyncExitStack()
@@ -102,9 +103,12 @@ class RedisStore(OpenStore):
         """Commit one write, together with the others that wait at this moment.
 
         Raises Refused (409 revision_mismatch, 422 idempotency_key_reused) and Unavailable
-        (store_unavailable: nothing was done; outcome_unknown: nobody knows).
+        (store_unavailable, store_full, starting, catching_up: nothing was done; outcome_unknown:
+        nobody knows).
         """
         self._refuse_applications()
+        if self._memory.is_full:
+            raise store_full(self.full_because)
         return await self._group_commit.write(request)
 
     async def _commit(self, link: Link, pairs: Sequence[str]) -> Committed:
@@ -283,9 +287,13 @@ class RedisStore(OpenStore):
         return self._seen(entries_of(reply[0][1])) if reply else []
 
     async def feed_bounds(self) -> tuple[int, int]:
-        """The first revision that the feed still holds (0: it is empty), and the newest one."""
+        """The first revision that the feed still holds (0: it is empty), and the newest one.
+
+        As Redis has them: a watcher may have seen a write before its writer has its answer.
+        """
         first = await self.feed_after(0, 1)
-        return (first[0].revision if first else 0, self._clock)
+        clock = await self._read("HGET", self.keys.meta, "clock")
+        return (first[0].revision if first else 0, int(clock or 0))
 
     async def cursors(self) -> dict[str, int]:
         """target -> revision it has acknowledged, as last stored."""
@@ -294,7 +302,38 @@ class RedisStore(OpenStore):
 
     async def store_cursor(self, target: str, revision: int) -> None:
         """Remember how far a target has come, for the time after a restart."""
-        await self._read("HSET", self.keys.cursors, target, revision)
+        await self._ask(self._reader(), "cursor", target, revision)
+
+    async def feed_length(self) -> int:
+        """How many transactions the feed holds."""
+        return int(await self._read("XLEN", self.keys.feed))
+
+    async def trim(self, up_to: int, count: int) -> Trimmed:
+        """Take at most `count` entries off the feed, the oldest, none above revision `up_to`.
+
+        Raises Unavailable. Works also above maxmemory, and may be repeated.
+        """
+        self._trimming = max(self._trimming, up_to)
+        reply = await self._ask(self._reader(), "trim", self._clock, up_to, count)
+        _, gone, more, trimmed, floor = reply
+        self._note_trimmed(int(trimmed), _vector(floor))
+        return Trimmed(int(gone), more == b"more")
+
+    def _note_trimmed(self, trimmed: int, floor: Vector) -> None:
+        self._trimmed = max(self._trimmed, trimmed)
+        self._trimming = max(self._trimming, trimmed)
+        self._floor = pointwise_max(self._floor, floor)
+
+    async def whole_after(self, revision: int) -> int:
+        """The first revision, from this one on, behind which nothing was trimmed.
+
+        Certain for what the caller has read *before* asking: the server is asked, unless nobody
+        has ever wanted to trim as far.
+        """
+        if revision >= self._trimming:
+            return revision
+        trimmed = await self._read("HGET", self.keys.meta, "trimmed")
+        return max(revision, int(trimmed or 0))
 
     # -- states, page by page -------------------------------------------------------------------
 

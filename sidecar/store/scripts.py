@@ -2,6 +2,9 @@
 
 A script names what it needs with `-- @include NAME`; the libraries, each once, in the order of
 their needs, become one text. The hash of that text is the version of the script.
+
+A script that must run above `maxmemory` says `-- FLAGS  allow-oom` in its header; the server is
+told in a first line, `#!lua flags=allow-oom`.
 """
 
 import re
@@ -12,6 +15,7 @@ from hashlib import sha1
 from pathlib import Path
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
+_FLAGS = re.compile(r"^-- FLAGS +([a-z,-]+)$", re.MULTILINE)
 _LINE_IN_ERROR = re.compile(r"user_script:(\d+)")
 
 
@@ -24,6 +28,11 @@ class Script:
     sha: str
     sources: tuple[tuple[int, str], ...]
     """(first line in text, file), ascending: where each part came from."""
+
+    def without_flags(self) -> "Script":
+        """The same for a server that does not know the first line, as fakeredis."""
+        text = self.text if not self.text.startswith("#!") else self.text.partition("\n")[2]
+        return Script(self.name, text, sha1(text.encode()).hexdigest(), self.sources)
 
     def explain(self, error: str) -> str:
         """The server's error with the line number of the composed text led back to its file."""
@@ -46,9 +55,11 @@ def folder() -> Path:
 @cache
 def script(name: str) -> Script:
     """The script `lua/<name>.lua`, composed. Raises FileNotFoundError for an unknown name."""
-    lines: list[str] = []
+    own = folder() / f"{name}.lua"
+    flags = _FLAGS.search(own.read_text(encoding="utf-8"))
+    lines: list[str] = [f"#!lua flags={flags[1]}"] if flags else []
     sources: list[tuple[int, str]] = []
-    for file in _in_order(folder() / f"{name}.lua", seen=set()):
+    for file in _in_order(own, seen=set()):
         sources.append((len(lines) + 1, f"lua/{file.relative_to(folder()).as_posix()}"))
         lines += file.read_text(encoding="utf-8").splitlines()
     text = "\n".join(lines) + "\n"

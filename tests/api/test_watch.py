@@ -6,13 +6,14 @@ import json
 import random
 import re
 import socket
+from collections.abc import Mapping
 from itertools import islice
 
 import pytest
 
+from sidecar.agent.tail import READ_COUNT
 from sidecar.api.cursors import Place
 from sidecar.api.watch import WatchLimits
-from sidecar.store.redis_store import RedisStore
 from tests.api.conftest import Api, Event, numbered, running_api, tuple_of
 from tests.servers import RealValkey
 
@@ -197,13 +198,18 @@ async def test_a_cursor_from_the_future_is_refused(api: Api) -> None:
 async def test_a_feed_that_no_longer_reaches_back_says_so(api: Api) -> None:
     async with api.watch() as events:
         beginning = events.cursor
-    await api.write("doc:1 a user:x")
-    await api.write("doc:2 a user:x")
+    first = await api.write("doc:1 a user:x")
+    second = await api.write("doc:2 a user:x")
     third = await api.write("doc:3 a user:x")
-    trim(api.store, api.valkey, third["revision"])
-    for place in (beginning, Place(api.store.origin, int(third["revision"]) - 1, 0).encode()):
+    await api.store.trim(int(second["revision"]), 100)
+    inside = Place(api.store.origin, int(second["revision"]), 0).encode()
+    for place in (beginning, place_behind(api, first), inside):
         refused = await api.post("watch", {"cursor": place})
         assert (refused.status, refused.error) == (410, "cursor_expired")
+    inside = Place(api.store.origin, int(third["revision"]), 0).encode()
+    for place in (place_behind(api, second), inside):
+        async with api.watch({"cursor": place}) as events:
+            assert texts(await events.changes(1)) == ["+doc:3 a user:x"]
     async with api.watch({"cursor": "start"}) as events:
         assert texts(await events.changes(1)) == ["+doc:3 a user:x"]
     async with api.watch(
@@ -213,8 +219,64 @@ async def test_a_feed_that_no_longer_reaches_back_says_so(api: Api) -> None:
         assert texts(await events.changes(1)) == ["+doc:4 a user:x"]
 
 
-def trim(store: RedisStore, valkey: RealValkey, first: str) -> None:
-    assert valkey.call("XTRIM", store.keys.feed, "MINID", f"{first}-0").startswith(b":")
+async def test_a_watcher_resumes_at_the_tip_of_a_feed_that_is_empty(valkey: RealValkey) -> None:
+    """Also after a restart of the sidecar; a cursor before the tip is refused."""
+    async with running_api(valkey) as api:
+        first = await api.write("doc:1 a user:x")
+        second = await api.write("doc:2 a user:x")
+        assert (await api.store.trim(api.store.revision, 100)).gone == 3
+    async with running_api(valkey) as api:
+        assert await api.store.feed_length() == 0
+        refused = await api.post("watch", {"cursor": place_behind(api, first)})
+        assert (refused.status, refused.error) == (410, "cursor_expired")
+        async with (
+            api.watch({"cursor": place_behind(api, second)}) as resumed,
+            api.watch({"cursor": "start"}) as from_start,
+            api.watch() as from_now,
+        ):
+            await api.write("doc:3 a user:x")
+            for events in (resumed, from_start, from_now):
+                assert texts(await events.changes(1)) == ["+doc:3 a user:x"]
+
+
+async def test_a_watcher_that_is_overtaken_is_told(api: Api) -> None:
+    """The feed is trimmed while it reads: it must not see what lies behind the gap."""
+    pattern = f"doc:{{}} viewer user:{'x' * 800}"
+    names = [f"{round_}-{{}}" for round_ in range(READ_COUNT + 50)]
+    for name in names:
+        await api.write(*numbered(20, pattern.format(name)))
+    raw = begin_to_watch(api, receive_bytes=4096)
+    begun = b""
+    while b"event: change" not in begun:
+        begun += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(raw, 4096), 5)
+    # It has read the first part of the feed, which is far more than its connection takes.
+    while (await api.store.trim(api.store.revision - 1, 1_000)).is_more:
+        pass
+    received = begun + await left_in(raw)
+    seen = re.findall(rb'"resource":"doc:(\d+)-(\d+)"', received)
+    assert [(int(r), int(n)) for r, n in seen] == [
+        (r, n) for r in range(READ_COUNT - 1) for n in range(20)
+    ], "what it has seen has no gap; the first transaction of a feed is empty"
+    (error,) = re.findall(rb"event: error\ndata: (.*)\n", received)
+    assert json.loads(error)["error"] == "cursor_expired"
+
+
+def begin_to_watch(api: Api, receive_bytes: int) -> socket.socket:
+    """A reader from the start of the feed whose connection takes no more than this at once."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    raw.connect(("127.0.0.1", api.port))
+    raw.setblocking(False)
+    body = b'{"cursor":"start"}'
+    raw.send(
+        b"POST /access/v1/watch HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    return raw
+
+
+def place_behind(api: Api, written: Mapping[str, str]) -> str:
+    return Place(api.store.origin, int(written["revision"])).encode()
 
 
 async def test_an_idle_stream_gives_a_sign_of_life(valkey: RealValkey) -> None:
@@ -253,15 +315,7 @@ async def test_a_reader_that_does_not_read_is_cut_off_and_resumes(
 ) -> None:
     caplog.set_level("INFO")
     async with running_api(valkey, WatchLimits(write_s=0.3)) as api:
-        raw = socket.socket()
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.connect(("127.0.0.1", api.port))
-        raw.setblocking(False)
-        body = b'{"cursor":"start"}'
-        raw.send(
-            b"POST /access/v1/watch HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
-            % (len(body), body)
-        )
+        raw = begin_to_watch(api, receive_bytes=4096)
         for round_ in range(2):
             await api.write(*numbered(5000, f"doc:{{}}-{round_} viewer user:{'x' * 700}"))
         while "watcher cut off: it reads too slowly" not in caplog.messages:

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import fakeredis
+
 from sidecar.core.clock import tick
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules, Sibling
 from sidecar.core.digest import mix
@@ -182,6 +184,8 @@ class LuaNode:
 
     def run(self, name: str, *args: object) -> list[bytes]:
         one = script(name)
+        if isinstance(self._server, fakeredis.FakeRedis):
+            one = one.without_flags()
         # Loaded once for each server; EVAL by text is the slow way and needs no loading.
         try:
             reply = self._server.evalsha(one.sha, 1, self._keys.meta, *args)

@@ -77,6 +77,31 @@ def test_no_library_leaks_a_global(valkey: RealValkey) -> None:
             client.script_load(script.text)
 
 
+def test_what_frees_memory_or_moves_cursors_runs_above_maxmemory() -> None:
+    """The server is told so in the first line; nothing that takes memory may be among them."""
+    flagged = {name for name in scripts.names() if scripts.script(name).text.startswith("#!")}
+    assert flagged == {"cursor", "trim"}
+    for name in flagged:
+        script = scripts.script(name)
+        assert script.text.startswith("#!lua flags=allow-oom\n")
+        assert script.without_flags().text == script.text.partition("\n")[2]
+        assert script.without_flags().sha != script.sha
+
+
+def test_a_line_in_an_error_of_a_flagged_script_leads_to_its_file(valkey: RealValkey) -> None:
+    script = scripts.script("trim")
+    wanted = source("trim").splitlines().index("local self = node.read(ARGV[1])") + 1
+    library = (scripts.folder() / "lib" / "node.lua").read_text(encoding="utf-8").splitlines()
+    fails = next(n for n, line in enumerate(library, 1) if "tonumber(known)" in line)
+    with redis.Redis.from_url(valkey.url, protocol=2) as client:
+        client.hset("{x}:meta", mapping={"origin": "us1.1", "clock": "1"})
+        with pytest.raises(redis.ResponseError) as failed:
+            client.eval(script.text, 1, "{x}:meta", "not a number", 0, 0)
+    assert f"lua/lib/node.lua:{fails}:" in script.explain(str(failed.value))
+    line = script.text.splitlines().index("local self = node.read(ARGV[1])") + 1
+    assert script.explain(f"user_script:{line}:") == f"lua/trim.lua:{wanted}:"
+
+
 @pytest.mark.parametrize("kind", ["real", "fake"])
 def test_the_self_check_passes_and_notices_another_digest(kind: str, valkey: RealValkey) -> None:
     server = redis.Redis.from_url(valkey.url) if kind == "real" else fakeredis.FakeRedis()

@@ -844,6 +844,9 @@ async def test_a_full_server_refuses_writes_and_serves_reads(open_node: OpenNode
         assert us.store.is_open
     finally:
         us.valkey.call("CONFIG", "SET", "maxmemory", "0")
+    async with asyncio.timeout(10):
+        while us.store.full_because:
+            await asyncio.sleep(0.01)
     await us.write("+doc:2 viewer user:a")
 
 

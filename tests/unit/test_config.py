@@ -533,5 +533,4 @@ def test_a_setting_that_does_nothing_yet_is_named(tmp_path: Path) -> None:
     file.write_text("replication:\n  feed_retention_s: 60\n  anti_entropy_interval_s: 5\n")
     assert load(file, environ={}).remarks() == (
         "replication.anti_entropy_interval_s: has no effect yet: digests are kept and not compared",
-        "replication.feed_retention_s: has no effect yet: the feed is kept whole",
     )

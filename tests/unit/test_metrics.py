@@ -136,6 +136,22 @@ def test_failures_and_attempts_make_a_rate() -> None:
     assert names[PREFIX + 'target_unreachable{target="eu1"}'] == 1
 
 
+def test_the_feed_and_the_room_for_it_are_shown() -> None:
+    metrics = Metrics()
+    metrics.has_targets({"eu1": lambda: 0.0})
+    feed = "inferadb_sidecar_feed_entries", "inferadb_sidecar_feed_trimmed_total"
+    full, resync = "inferadb_sidecar_store_full", PREFIX + 'resync_suggested{target="eu1"}'
+    assert [shown(metrics)[name] for name in (*feed, full, resync)] == [0, 0, 0, 0]
+    metrics.trimmed(3, left=7)
+    metrics.trimmed(2, left=5)
+    metrics.store_full(True)
+    metrics.resync_suggested("eu1", True)
+    assert [shown(metrics)[name] for name in (*feed, full, resync)] == [5, 5, 1, 1]
+    metrics.store_full(False)
+    metrics.resync_suggested("eu1", False)
+    assert [shown(metrics)[name] for name in (full, resync)] == [0, 0]
+
+
 @pytest.mark.parametrize(("changes", "bound"), [(0, "1.0"), (1, "1.0"), (5_000, "5000.0")])
 def test_batches_of_every_legal_size_have_a_bucket(changes: int, bound: str) -> None:
     metrics = Metrics()
