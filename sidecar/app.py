@@ -27,7 +27,7 @@ from sidecar.api.listener import AppListener
 from sidecar.api.native import app_listener, native_app
 from sidecar.config import Address, Config
 from sidecar.core.conflict import Rules
-from sidecar.core.routing import carried
+from sidecar.core.routing import carried, neighbours
 from sidecar.core.session import Limits, Party
 from sidecar.core.trim import Keep
 from sidecar.core.wire import FORMAT
@@ -96,8 +96,8 @@ async def _serve(
     )
     tail = Tail(store, agent.buffer_size)
     dialler = await stack.enter_async_context(Dialler(timeout_s))
-    peers = Peers(store, node.id, regions, _monotonic_us)
     graph = {str(n.id): [str(t.id) for t in topology.targets_of(n.id)] for n in topology.nodes()}
+    peers = Peers(store, node.id, regions, _monotonic_us, neighbours(graph, node.id))
     shipping = Shipping(
         store,
         tail,

@@ -77,9 +77,17 @@ class Peers:
     """The other nodes of the topology, as they tell of themselves."""
 
     def __init__(
-        self, store: Replica, me: str, members: Collection[str], now_us: Callable[[], int]
+        self,
+        store: Replica,
+        me: str,
+        members: Collection[str],
+        now_us: Callable[[], int],
+        neighbours: Collection[str] | None = None,
     ) -> None:
-        """now_us: a clock that only goes on, in microseconds."""
+        """members: the nodes of the topology. now_us: a clock that only goes on, in microseconds.
+
+        neighbours: the nodes that a session leads to or comes from; None: all of them.
+        """
         self._store, self._me, self._now_us = store, me, now_us
         self.rows = Rows(me, members)
         self.told: dict[str, Told] = {}
@@ -89,6 +97,7 @@ class Peers:
         self._collected: tuple[Vector, Mapping[str, int]] | None = None
         self._walk = 0
         self._others = [n for n in self.rows.members if n != me]
+        self._neighbours = set(self._others if neighbours is None else neighbours)
         self._named: dict[str, str] = {}
         self._announced: dict[str, int] = {}
 
@@ -197,7 +206,7 @@ class Peers:
             )
             if is_mine_there:
                 self._proofs.discard(node)
-            if store.phase is Phase.UNPROVEN and self._proofs >= set(self._others):
+            if store.phase is Phase.UNPROVEN and self._proofs >= self._neighbours:
                 await store.prove()
             if store.phase is Phase.EXPOSED:
                 await store.end_phase()
@@ -240,7 +249,7 @@ class Peers:
     def _has_caught_up(self, since_us: int) -> bool:
         """Caught up with all that are there, at least one of them caught up itself and not new.
 
-        If all are catching up, they go on together once every node of the topology is there.
+        If all are catching up, they go on together once every neighbour is there.
         """
         there = self.present(since_us)
         if not all(is_covered(told.vector, self._store.vector) for told in there.values()):
@@ -249,7 +258,7 @@ class Peers:
             told.phase in (Phase.SERVING, Phase.EXPOSED) and not told.is_new
             for told in there.values()
         )
-        return is_sound or there.keys() >= set(self._others)
+        return is_sound or there.keys() >= self._neighbours
 
     def _without_lost(self, vector: Vector) -> Vector:
         return {o: min(t, self.rows.ended.get(o, t)) for o, t in vector.items()}

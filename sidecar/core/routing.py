@@ -22,6 +22,11 @@ def distances(graph: Graph, start: str) -> dict[str, int]:
     return found
 
 
+def neighbours(graph: Graph, node: str) -> frozenset[str]:
+    """The nodes that a session of this one leads to or comes from."""
+    return frozenset(graph.get(node, ())) | {n for n in graph if node in graph[n]}
+
+
 def carried(graph: Graph, sender: str, target: str) -> frozenset[str]:
     """The nodes whose transactions `sender` carries to `target`, itself among them.
 

@@ -20,7 +20,7 @@ from sidecar.core import relationship
 from sidecar.core import session as session_module
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.relationship import Change, Identity, Operation, Relationship, bucket_of
-from sidecar.core.routing import Graph, carried
+from sidecar.core.routing import Graph, carried, neighbours
 from sidecar.core.session import Action, Close, Limits, Party, ReadStates, Send, Sender, refuse
 from sidecar.core.vector import Version, is_covered, pointwise_max
 from sidecar.core.wire import decode_frame, encode_bucket
@@ -114,7 +114,10 @@ class SimNode:
         """A new process on what the store holds."""
         self.is_up, self.life = True, self.life + 1
         self.store.start()
-        self.peers = Peers(self.store, self.name, self.world.names, lambda: self.world.now_us)
+        near = neighbours(self.world.graph, self.name)
+        self.peers = Peers(
+            self.store, self.name, self.world.names, lambda: self.world.now_us, near
+        )
         self.intake = Intake()
         life = self.life
         self.world.at(self.world.rnd.randint(0, 500 * MS), lambda: self._pulse(life))
