@@ -1,6 +1,7 @@
 """The peer listener: other sidecars come here with sessions, and anyone may ask for /health."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 
@@ -58,7 +59,8 @@ class Receiver:
                 await self._converse(socket)
         except SidecarError as failure:
             self._note_refusal(node or str(request.remote), failure)
-            await _send(socket, refuse(failure.code, failure.message))
+            with contextlib.suppress(ConnectionError):
+                await _send(socket, refuse(failure.code, failure.message))
         except ConnectionError:
             pass  # the other end has gone; it will come again
         finally:
@@ -110,12 +112,15 @@ class Receiver:
     async def _converse(self, socket: web.WebSocketResponse) -> None:
         """Read ahead while Redis merges; what has come meanwhile is merged together."""
         frames: asyncio.Queue[Frame] = asyncio.Queue(maxsize=READ_AHEAD)
-        async with asyncio.TaskGroup() as group:
-            answering = group.create_task(self._answer(socket, frames))
-            while (frame := await self._next(socket)) is not None:
-                await frames.put(frame)
-            # What is left in the queue was not acknowledged; it comes again.
-            answering.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                answering = group.create_task(self._answer(socket, frames))
+                while (frame := await self._next(socket)) is not None:
+                    await frames.put(frame)
+                # What is left in the queue was not acknowledged; it comes again.
+                answering.cancel()
+        except* ConnectionError:
+            pass  # the other end has gone while it was answered; it will come again
 
     async def _answer(self, socket: web.WebSocketResponse, frames: asyncio.Queue[Frame]) -> None:
         batches: list[Frame] = []
