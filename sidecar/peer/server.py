@@ -45,12 +45,15 @@ class Receiver:
         # Who was refused, and why: a source that comes again with the same fault is no news.
         self._refused: dict[str, str] = {}
 
-    async def serve(self, request: web.Request) -> web.WebSocketResponse:
+    async def serve(self, request: web.Request) -> web.StreamResponse:
         """One session, from hello to its end."""
         socket = web.WebSocketResponse(
             max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=1.0, autoping=True
         )
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionError:
+            return web.Response()  # it has gone already, nobody reads this
         node = None
         try:
             node = await self._agree(socket)
