@@ -16,13 +16,15 @@ Checked of every run:
 4. *Evaluation.* Each node answers `true` exactly for what is visible without a payload.
 
 Of a write of unknown outcome nobody knows whether it was done, its version, or what it knew. All
-three are bounded: it was done, if at all, between its begin and GRACE_US after its end, so it comes
-after what its node had answered before it and before what its node began after it, and it knew at
-least what the one and at most what the other knew. Within these bounds anything goes, for each pair
-of writes by itself: the check may accept a state that no single course of events explains, and
-never refuses one that some course explains. Bounds are not carried over a return of the node to an
-older copy, nor over a change of its incarnation. Contexts that pass through a write of unknown
-outcome need no care: that write is itself among those that may have known.
+three are bounded: it was done, if at all, between its begin and a grace after its end (GRACE_US, or
+three times as long as it had taken: a node that stalls may go on with it when its answer is no
+longer awaited). So it comes after what its node had answered before it and before what its node
+began after it, and it knew at least what the one and at most what the other knew. Within these
+bounds anything goes, for each pair of writes by itself: the check may accept a state that no single
+course of events explains, and never refuses one that some course explains. Bounds are not carried
+over a return of the node to an older state, nor over a change of its incarnation. Contexts that
+pass through a write of unknown outcome need no care: that write is itself among those that may have
+known.
 """
 
 from bisect import bisect_left, bisect_right
@@ -38,7 +40,7 @@ from tests.chaos.history import Change, Final, Lost, Outcome, Request, Restored,
 from tests.world import Triple
 
 GRACE_US = 2_000_000
-"""A write whose answer was lost may still have been running for so long."""
+"""A write whose answer was lost may still have been running for so long, or longer: `over_us`."""
 
 MAX_SHOWN = 5
 MAX_REQUESTS_SHOWN = 40
@@ -194,7 +196,7 @@ class _Write:
     @property
     def over_us(self) -> int:
         """When it was done, if it was."""
-        return self.request.ended_us + (0 if self.version else GRACE_US)
+        return over_us(self.request)
 
 
 def check_survival(
@@ -236,6 +238,13 @@ def _content(change: Change) -> str:
     return f"visible with {change.mark}" if change.is_insert else "not visible"
 
 
+def over_us(request: Request) -> int:
+    """When it had been done, if it was."""
+    if request.version:
+        return request.ended_us
+    return request.ended_us + max(GRACE_US, 3 * (request.ended_us - request.began_us))
+
+
 class _Times:
     """What the other requests of its node tell about one whose outcome is unknown."""
 
@@ -260,12 +269,12 @@ class _Times:
 
     def neighbours(self, request: Request) -> tuple[Request | None, Request | None]:
         """The last that was done at its node before it, and the first after it, as far as known."""
-        node, over_us = request.node, request.ended_us + GRACE_US
+        node = request.node
         if node not in self._by_end:
             return None, None
         ended = bisect_right(self._by_end[node], request.began_us, key=lambda one: one.ended_us)
         before = self._latest[node][ended - 1] if ended else None
-        begun = bisect_left(self._by_begin[node], over_us, key=lambda one: one.began_us)
+        begun = bisect_left(self._by_begin[node], over_us(request), key=lambda one: one.began_us)
         left = len(self._by_begin[node]) - begun
         after = self._earliest[node][left - 1] if left else None
         return (
@@ -276,7 +285,7 @@ class _Times:
     def is_one_life(self, node: str, earlier: Request, later: Request) -> bool:
         """Whether the node had the same data all the time from the one to the other."""
         return not any(
-            earlier.began_us <= at_us <= later.ended_us + GRACE_US for at_us in self._restored[node]
+            earlier.began_us <= at_us <= over_us(later) for at_us in self._restored[node]
         )
 
 

@@ -26,10 +26,12 @@ Act = Callable[[], bool]
 class Faults:
     """Plays a schedule. Use it on the main thread: a node that it starts ends with its thread.
 
-    surprises: what happened that no fault explains. skipped: faults that met a node not up yet.
+    may_forget: whether a killed node may lose its last writes. surprises: what happened that no
+    fault explains. skipped: faults that met a node not up yet.
     """
 
     world: World
+    may_forget: bool = False
     restored: list[Restored] = field(default_factory=list)
     surprises: list[str] = field(default_factory=list)
     skipped: list[Fault] = field(default_factory=list)
@@ -103,6 +105,7 @@ class Faults:
             case Kind.KILL:
                 self._is_down.add(node.name)
                 node.kill()
+                self._note_killed(node)
             case Kind.RESTART:
                 self._is_down.add(node.name)
                 node.terminate()
@@ -110,6 +113,7 @@ class Faults:
                 self.skipped.append(fault)
             case Kind.KILL_VALKEY:
                 node.kill_valkey()
+                self._note_killed(node)
             case Kind.OLD_COPY:
                 self._copies[node.name] = copy_of_data(node)
         return True
@@ -127,9 +131,16 @@ class Faults:
                 self._is_down.add(node.name)
                 node.kill()
                 put_back(node, self._copies.pop(node.name))
-                self.restored.append(Restored(node.name, time.time_ns() // 1000))
+                self._note_restored(node)
                 self._start(node)
         return True
+
+    def _note_killed(self, node: Node) -> None:
+        if self.may_forget:
+            self._note_restored(node)
+
+    def _note_restored(self, node: Node) -> None:
+        self.restored.append(Restored(node.name, time.time_ns() // 1000))
 
 
 def copy_of_data(node: Node) -> Path:

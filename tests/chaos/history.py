@@ -68,7 +68,7 @@ class Request:
 
 
 class Restored(NamedTuple):
-    """A node began again with an older copy of its data, at this time."""
+    """A node began again at this time, with an older state of its data or what may be one."""
 
     node: str
     at_us: int

@@ -84,7 +84,7 @@ def run(plan: Plan) -> Result:
         world = World(len(REGIONS), replication=plan.replication, tree=tree)
         stack.callback(world.close)
         result = Result(world.folder)
-        faults = Faults(world)
+        faults = Faults(world, may_forget=plan.may_lose)
         try:
             _play(plan, world.start(), faults, result)
             _settle(world, faults, result)
