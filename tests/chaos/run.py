@@ -1,7 +1,6 @@
 """One run: nodes, traffic, a schedule of faults; then healing, waiting, and the checkers."""
 
 import contextlib
-import json
 import re
 import tempfile
 import time
@@ -22,6 +21,8 @@ from tests.world import REGIONS, ROOT, Node, Triple, World, triple_of
 STRATEGIES = ("lww", "source_priority", "insert_wins", "delete_wins")
 GOOD_SETTLING_S = 10.0
 SETTLING_LIMIT_S = 45.0
+MAX_MESSAGE = 4_000
+MAX_FINDINGS_TOLD = 8
 EVALUATED = [*FEW, *MANY[::30]]
 # Faults last seconds, not hours: look again as often.
 PROBING = {"probe_interval_max_s": 2, "agent": {"request_timeout_secs": 4}}
@@ -90,10 +91,13 @@ def run(plan: Plan) -> Result:
             _settle(world, faults, result)
             _look(plan, world, faults, result)
         except AssertionError as error:
-            result.add("run", str(error))
-        finally:
-            # Also when it was interrupted, or the run itself has failed.
-            world.is_kept = bool(result.findings) or not result.finals
+            # Its message may hold a whole log.
+            result.add("run", str(error)[:MAX_MESSAGE])
+        except Exception:
+            world.is_kept = True
+            print(f"the run itself has failed; SEED={plan.seed}; logs are in {world.folder}")
+            raise
+        world.is_kept = bool(result.findings)
         _tell(plan, result, faults)
         _keep_history(result)
     return result
@@ -192,7 +196,7 @@ def _keep_history(result: Result) -> None:
         lines = [str(request) for request in result.requests]
         (result.folder / "history.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         said = [str(finding) for finding in result.findings]
-        (result.folder / "findings.json").write_text(json.dumps(said, indent=1), encoding="utf-8")
+        (result.folder / "findings.txt").write_text("\n".join(said) + "\n", encoding="utf-8")
 
 
 def _tell(plan: Plan, result: Result, faults: Faults) -> None:
@@ -203,7 +207,9 @@ def _tell(plan: Plan, result: Result, faults: Faults) -> None:
     print(f"{played}; {len(result.requests)} requests: {counts}; {settled}")
     if result.lost:
         print(f"said to be lost: {', '.join(map(str, result.lost))}")
-    for finding in result.findings[:20]:
+    for finding in result.findings[:MAX_FINDINGS_TOLD]:
         print(finding)
     if result.findings:
-        print(f"{len(result.findings)} findings; SEED={plan.seed}; logs are in {result.folder}")
+        print(
+            f"{len(result.findings)} findings; SEED={plan.seed}; all, and logs, in {result.folder}"
+        )

@@ -50,11 +50,6 @@ BROKEN = {
             )
         ],
     ),
-    "answer-before-write": Variant(
-        "an application is answered before the append-only file has its write",
-        None,
-        [Patch("sidecar/store/embedded.py", '"appendonly": "yes"', '"appendonly": "no"')],
-    ),
     "no-beyond": Variant(
         "what overtaken writes had overwritten is forgotten",
         "delete_wins",
@@ -101,17 +96,6 @@ BROKEN = {
                 "lua/lib/state.lua",
                 "if rules.wins(siblings[index], siblings[best]) then best = index end",
                 "",
-            )
-        ],
-    ),
-    "clock-stands-still": Variant(
-        "the clock does not move past the timestamps that arrive",
-        "lww",
-        [
-            Patch(
-                "lua/lib/node.lua",
-                "math.max(now_us, self.clock + 1, seen + 1)",
-                "math.max(now_us, self.clock + 1)",
             )
         ],
     ),
