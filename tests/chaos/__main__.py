@@ -1,6 +1,7 @@
 """`python -m tests.chaos`: three regions, real processes, faults by a seed, and the checkers."""
 
 import argparse
+import io
 import sys
 import time
 from dataclasses import replace
@@ -10,6 +11,9 @@ from tests.chaos.variants import BROKEN
 
 
 def main() -> int:
+    # The schedule must be on the screen, or in the file, before anything is broken.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=120.0, help="of each schedule")
     parser.add_argument("--seed", type=int, help="of the first schedule; the next ones count up")
