@@ -5,12 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
-SUITES := unit lua store api e2e
+SUITES := unit lua store api e2e chaos
 # The benchmark is checked like the rest.
 SOURCES := sidecar tests $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run format check test soak bench clean
+.PHONY: help install run format check test soak chaos bench clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,10 @@ test: check ## check, then every suite, with the seconds of each (ARGS goes to p
 
 soak: $(STAMP) ## The long random runs
 	$(BIN)/python -m pytest -m soak tests $(ARGS)
+
+# exec: Ctrl-C reaches the run itself, which then ends its nodes.
+chaos: $(STAMP) ## Two minutes of faults, and the checkers (ARGS="--seconds 600 --seed 7")
+	@exec $(BIN)/python -m tests.chaos $(ARGS)
 
 bench: $(STAMP) ## Ratios of speed, each with its floor (ARGS=--json)
 	@$(BIN)/python -m bench $(ARGS)

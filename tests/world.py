@@ -8,7 +8,9 @@ its Redis is looked into only where a test counts what is stored.
 import contextlib
 import http.client
 import json
+import math
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +39,7 @@ ROOT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
 REGIONS = ("us-west-1", "eu-central-1", "ap-southeast-1")
 START_LIMIT_S = 30.0
+MAX_CHUNKS_ON_THE_WAY = 64
 WRITE, UPDATE, DELETE, LIST, WATCH = (
     f"/access/v1/{name}"
     for name in (
@@ -101,12 +105,23 @@ def sidecar(*words: str, limit_s: float = 120.0) -> subprocess.CompletedProcess[
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How bytes travel over a link: a delay each way, and how many bytes pass in a second."""
+
+    there_s: float = 0.0
+    back_s: float = 0.0
+    bytes_per_s: float = math.inf
+
+
 class Link:
     """The way to a node's peer listener: a port of its own whose bytes are carried, or not."""
 
     def __init__(self, port: int, target_port: int) -> None:
         self.port, self._target_port = port, target_port
         self._is_cut = False
+        self._pace = Pace()
+        self._broken = threading.Event()
         self._flows = threading.Event()
         self._flows.set()
         self._ends: set[socket.socket] = set()
@@ -122,15 +137,22 @@ class Link:
             self._is_cut = True
             for end in self._ends:
                 _shut(end)
+        self._broken.set()
         self._flows.set()
 
     def freeze(self) -> None:
         """Connections stand, new ones are accepted, and no byte arrives: a silent peer."""
         self._flows.clear()
 
+    def slow(self, pace: Pace) -> None:
+        """From now on bytes travel at this pace; what is on its way already arrives as before."""
+        self._pace = pace
+
     def heal(self) -> None:
         with self._guard:
             self._is_cut = False
+        self._pace = Pace()
+        self._broken.clear()
         self._flows.set()
 
     def close(self) -> None:
@@ -167,23 +189,60 @@ class Link:
     def _carry_both_ways(self, near: socket.socket, far: socket.socket) -> None:
         with self._guard:
             self._ends.add(far)
-        back = threading.Thread(target=self._carry, args=(far, near), daemon=True)
+        back = threading.Thread(
+            target=self._carry, args=(far, near, lambda: self._pace.back_s), daemon=True
+        )
         back.start()
         try:
-            self._carry(near, far)
+            self._carry(near, far, lambda: self._pace.there_s)
         finally:
             back.join()
             with self._guard:
                 self._ends.discard(far)
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _carry(
+        self, source: socket.socket, sink: socket.socket, delay_s: Callable[[], float]
+    ) -> None:
+        """Read without waiting for the delay, so that many bytes can be on their way at once."""
+        # Full means more than a real link would hold: the sender has to wait.
+        on_the_way: queue.Queue[tuple[float, bytes]] = queue.Queue(maxsize=MAX_CHUNKS_ON_THE_WAY)
+        delivery = threading.Thread(
+            target=self._deliver, args=(on_the_way, source, sink), daemon=True
+        )
+        delivery.start()
+        chunk = b"-"
+        while chunk:
+            try:
+                chunk = source.recv(65_536)
+            except OSError:
+                chunk = b""
+            on_the_way.put((time.monotonic() + delay_s(), chunk))
+        delivery.join()
+
+    def _deliver(
+        self,
+        on_the_way: "queue.Queue[tuple[float, bytes]]",
+        source: socket.socket,
+        sink: socket.socket,
+    ) -> None:
+        """Hand over what has come, each chunk when it is due; an empty one is the end."""
         sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(OSError):
-            while chunk := source.recv(65_536):
-                self._flows.wait()
+        is_open = True
+        while True:
+            due, chunk = on_the_way.get()
+            wait_s = max(due - time.monotonic(), 0.0) + len(chunk) / self._pace.bytes_per_s
+            if is_open and wait_s > 0:
+                self._broken.wait(wait_s)
+            # A frozen link does not even tell that the other end has gone.
+            self._flows.wait()
+            if not chunk:
+                break
+            try:
                 sink.sendall(chunk)
-        # A frozen link does not even tell that the other end has gone.
-        self._flows.wait()
+            except OSError:
+                # The reader may be waiting for room here: go on taking, until it has noticed.
+                is_open = False
+                _shut(source)
         _shut(source)
         _shut(sink)
 
@@ -197,7 +256,8 @@ def _shut(end: socket.socket) -> None:
 class Node:
     """One node: where it listens, its folder, and the process that is it at the moment.
 
-    `environ` is what it gets beside the file of its world; `endpoint_port` is where others find it.
+    `config` is a file of its own, because each node finds the others over links of its own;
+    `environ` is what it gets beside that; `tree` is where the code lies that it runs.
     """
 
     name: str
@@ -205,10 +265,10 @@ class Node:
     app_port: int
     peer_port: int
     admin_port: int
-    endpoint_port: int
     folder: Path
     config: Path
     environ: dict[str, str] = field(default_factory=dict)
+    tree: Path = ROOT
     process: subprocess.Popen[bytes] | None = None
 
     # -- its life
@@ -239,7 +299,7 @@ class Node:
         with (self.folder / "sidecar.log").open("ab") as output:
             self.process = subprocess.Popen(
                 tethered(sidecar_command(*words), signal.SIGKILL),
-                cwd=ROOT,
+                cwd=self.tree,
                 env=clean_environ(self.settings()),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -491,7 +551,11 @@ class Watcher:
 
 
 class World:
-    """Some nodes, one per region, and the links between them. `close` ends everything."""
+    """Some nodes, one per region, and the links between them. `close` ends everything.
+
+    Each node ships to each other one over a link of its own: `link(source, target)` is one of
+    `links`. `tree` is where the code lies that the nodes run.
+    """
 
     def __init__(
         self,
@@ -499,33 +563,54 @@ class World:
         *,
         replication: Mapping[str, object] | None = None,
         environ: Mapping[str, str] | None = None,
+        tree: Path = ROOT,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="sidecar-e2e-"))
+        self.is_kept = False
         self._stack = contextlib.ExitStack()
-        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        config = self.folder / "world.yaml"
-        ports = free_ports(4 * regions)
+        self._stack.callback(self._remove_folder)
+        ports = free_ports(3 * regions + regions * (regions - 1))
         self.nodes = tuple(
             Node(
                 name=f"node{i + 1}",
                 region=REGIONS[i],
-                app_port=ports[4 * i],
-                peer_port=ports[4 * i + 1],
-                admin_port=ports[4 * i + 2],
-                endpoint_port=ports[4 * i + 3],
+                app_port=ports[3 * i],
+                peer_port=ports[3 * i + 1],
+                admin_port=ports[3 * i + 2],
                 folder=self.folder / f"node{i + 1}",
-                config=config,
+                config=self.folder / f"node{i + 1}.yaml",
                 environ=dict(environ or {}),
+                tree=tree,
             )
             for i in range(regions)
         )
-        self.links = tuple(Link(node.endpoint_port, node.peer_port) for node in self.nodes)
+        pairs = [(a, b) for a in self.nodes for b in self.nodes if a is not b]
+        self._links = {
+            (source.name, target.name): Link(port, target.peer_port)
+            for (source, target), port in zip(pairs, ports[3 * regions :], strict=True)
+        }
+        self.links = tuple(self._links.values())
         for link in self.links:
             self._stack.callback(link.close)
-        settings = {"regions": [_region(node) for node in self.nodes], **(replication or {})}
-        config.write_text(yaml.safe_dump({"replication": settings}, sort_keys=False))
         for node in self.nodes:
+            seen = [self._region(other, node) for other in self.nodes]
+            settings = {"regions": seen, **(replication or {})}
+            node.config.write_text(yaml.safe_dump({"replication": settings}, sort_keys=False))
             self._stack.callback(node.stop)
+
+    def _region(self, node: Node, seen_by: Node) -> dict[str, object]:
+        """A region of the topology, with the place where this node finds the node in it."""
+        port = node.peer_port if node is seen_by else self.link(seen_by.name, node.name).port
+        here = {"id": node.name, "endpoint": f"{HOST}:{port}"}
+        return {"id": node.region, "zones": [{"id": f"{node.region}a", "nodes": [here]}]}
+
+    def _remove_folder(self) -> None:
+        if not self.is_kept:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def link(self, source: str, target: str) -> Link:
+        """The way over which one node ships to another: cut it, and only that direction ends."""
+        return self._links[source, target]
 
     def start(self) -> "World":
         """Start all nodes and wait until each of them serves and ships to all the others."""
@@ -568,11 +653,6 @@ class World:
             f"--- {node.name} ({'runs' if node.is_running else 'has ended'})\n{node.log[-4000:]}"
             for node in self.nodes
         )
-
-
-def _region(node: Node) -> dict[str, object]:
-    here = {"id": node.name, "endpoint": f"{HOST}:{node.endpoint_port}"}
-    return {"id": node.region, "zones": [{"id": f"{node.region}a", "nodes": [here]}]}
 
 
 def _has_all_targets(node: Node) -> bool:

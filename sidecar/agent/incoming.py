@@ -49,10 +49,15 @@ class Incoming:
         self.node = ""
         self.origin = ""
 
+    def identify(self, head: Mapping[str, object]) -> str:
+        """The node that says hello. Raises Refused when there can be no session with it."""
+        node, _ = greet(head, self._me, self._regions)
+        decode_vector(head.get("vector"))
+        return node
+
     async def greet(self, head: Mapping[str, object]) -> str | bytes:
         """The answer to a hello. Raises Refused or Unavailable when there can be no session."""
         node, protocol = greet(head, self._me, self._regions)
-        decode_vector(head.get("vector"))
         if not self._store.is_open:
             raise Unavailable("store_unavailable", "the store of the target is closed")
         await self._peers.greeted(node, head)

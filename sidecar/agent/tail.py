@@ -44,6 +44,8 @@ class Tail:
             idle_since = clock()
             await self._wanted.wait()
             await self._store.opened()
+            if not self._waiting:
+                continue  # whoever waited gave up while the store was closed
             if clock() - idle_since > IDLE_S:
                 # What came while nobody waited may be more than anyone wants to read.
                 self._begin(min(self._waiting))

@@ -1,6 +1,7 @@
 """The peer listener: other sidecars come here with sessions, and anyone may ask for /health."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping
 
@@ -50,12 +51,15 @@ class Receiver:
         # Who was refused, and why: a source that comes again with the same fault is no news.
         self._refused: dict[str, str] = {}
 
-    async def serve(self, request: web.Request) -> web.WebSocketResponse:
+    async def serve(self, request: web.Request) -> web.StreamResponse:
         """One session, from hello to its end."""
         socket = web.WebSocketResponse(
             max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=1.0, autoping=True
         )
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionError:
+            return web.Response()  # it has gone already, nobody reads this
         session = Incoming(self._store, self._peers, self._intake, self._me, self._regions)
         try:
             await self._agree(session, socket)
@@ -63,7 +67,8 @@ class Receiver:
                 await self._converse(session, socket)
         except SidecarError as failure:
             self._note_refusal(session.node or str(request.remote), failure)
-            await _send(socket, refuse(failure.code, failure.message))
+            with contextlib.suppress(ConnectionError):
+                await _send(socket, refuse(failure.code, failure.message))
         except ConnectionError:
             pass  # the other end has gone; it will come again
         finally:
@@ -94,7 +99,7 @@ class Receiver:
             raise ConnectionResetError
         # A node has one session here; an older one is a link that died without a word. What it has
         # brought is merged before this node says what it has.
-        older = self._sessions.pop(str(frame[0].get("node")), None)
+        older = self._sessions.pop(session.identify(frame[0]), None)
         if older is not None:
             await older[0].end()
         answer = await session.greet(frame[0])
@@ -108,12 +113,15 @@ class Receiver:
     async def _converse(self, session: Incoming, socket: web.WebSocketResponse) -> None:
         """Read ahead while Redis merges; what has come meanwhile is merged together."""
         frames: asyncio.Queue[Frame] = asyncio.Queue(maxsize=READ_AHEAD)
-        async with asyncio.TaskGroup() as group:
-            answering = group.create_task(self._answer(session, socket, frames))
-            while (frame := await self._next(socket)) is not None:
-                await frames.put(frame)
-            # What is left in the queue was not acknowledged; it comes again.
-            answering.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                answering = group.create_task(self._answer(session, socket, frames))
+                while (frame := await self._next(socket)) is not None:
+                    await frames.put(frame)
+                # What is left in the queue was not acknowledged; it comes again.
+                answering.cancel()
+        except* ConnectionError:
+            pass  # the other end has gone while it was answered; it will come again
 
     async def _answer(
         self, session: Incoming, socket: web.WebSocketResponse, frames: asyncio.Queue[Frame]

@@ -176,3 +176,24 @@ async def test_a_count_limits_a_list_and_loses_nothing(open_node: OpenNode) -> N
             found += [entry.revision for entry in entries]
             after = found[-1]
         assert found == revisions
+
+
+async def test_it_goes_on_when_all_give_up_while_the_store_is_closed(
+    open_node: OpenNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then there is nothing to read until somebody waits again."""
+    monkeypatch.setattr(tail_module, "IDLE_S", 0.0)
+    node = await open_node("a")
+    reopened = asyncio.Event()
+    async with following(node, 100) as tail:
+        async with reading_at_the_tip(node, tail):
+            pass
+        monkeypatch.setattr(node.store, "opened", reopened.wait)
+        written = await node.write("+doc:unread viewer user:a")
+        impatient = asyncio.create_task(tail.after(written.revision))
+        await asyncio.sleep(0.05)  # so that it waits, and the tail waits for the store
+        impatient.cancel()
+        await asyncio.wait([impatient])
+        reopened.set()
+        async with asyncio.timeout(10), reading_at_the_tip(node, tail) as found:
+            assert found
