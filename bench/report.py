@@ -70,7 +70,7 @@ def show(figures: Sequence[Figure], console: Console) -> None:
 def _bar(figure: Figure) -> str:
     if figure.bar is None:
         return "reported"
-    return f"≤ {figure.bar:g}" if figure.ratio is None else f"≥ {figure.bar:g}"
+    return f"{'≤' if figure.is_ceiling else '≥'} {figure.bar:g}"
 
 
 def _processor() -> str:
