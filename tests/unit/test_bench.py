@@ -18,7 +18,7 @@ from bench.texts import PER_RESOURCE, triples
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
     *("drain", "bulk", "single", "single_one_target", "single_two_targets"),
-    *("lag", "lag_at_rest", "memory", "stored", "targets", "link"),
+    *("lag", "lag_at_rest", "memory", "stored_single", "stored_bulk", "targets", "link"),
 ]
 
 
@@ -51,7 +51,7 @@ def test_one_in_a_hundred_may_lie_above_the_99th_percentile() -> None:
 
 
 async def test_the_slow_link_delays_everything_and_keeps_its_order(tmp_path: Path) -> None:
-    """Also what is sent before the far end is connected, and the end itself."""
+    """Also what is sent before the far end is connected."""
     delay_s = 0.05
     port = free_port()
 
