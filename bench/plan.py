@@ -39,7 +39,7 @@ FULL = Sizes(
     lag_s=2.0,
     stored_little=10_000,
     stored_much=1_000_000,
-    long_backlog=60_000,
+    long_backlog=40_000,
 )
 # Whether it runs at all; the ratios mean nothing.
 QUICK = Sizes(

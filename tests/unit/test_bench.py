@@ -92,7 +92,7 @@ def test_a_quick_run_prints_every_figure_as_json() -> None:
         env={**os.environ, "PYTHONWARNINGS": "default"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert found.returncode == 0, found.stderr
