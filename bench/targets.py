@@ -9,7 +9,6 @@ with targets that have nothing; the sender runs all the time.
 
 import asyncio
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,8 +71,10 @@ async def _cost_us(plan: Plan, sender: _Sender) -> float:
 
 
 def _processor_s(pid: int) -> float:
-    """User and system time of a process, without its children; to a hundredth of a second."""
-    # Behind the name in brackets, which may hold anything; see proc_pid_stat(5).
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    user, system = fields[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    """User and system time of a process, without its children.
+
+    Of its threads, in nanoseconds: /proc/PID/stat has the sum in hundredths of a second, a tenth of
+    what a short drain takes.
+    """
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((each / "schedstat").read_text().split()[0]) for each in threads) / 1e9
