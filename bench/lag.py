@@ -38,7 +38,7 @@ async def measure(plan: Plan) -> list[Figure]:
     what = "lag at half load, p99"
     return [
         against_floor("lag", what, "µs", trips, lags, bar=BAR, is_ceiling=True),
-        against_floor("lag_at_rest", f"{what}; POST at rest", "µs", at_rest, lags),
+        against_floor("lag_at_rest", f"{what}, POST at rest", "µs", at_rest, lags),
     ]
 
 

@@ -50,9 +50,9 @@ async def measure(plan: Plan) -> list[Figure]:
                 f"shipping to {FEW} and {MANY} targets, run {run + 1} of {plan.sizes.runs}: "
                 f"{costs[FEW][-1]:.1f} and {costs[MANY][-1]:.1f} µs"
             )
-    what = f"processor time per change and target, {MANY} targets"
+    what = f"processor time, {MANY} targets"
     few, many = costs.values()
-    return [against_floor("targets", what, "µs", few, many, bar=BAR, is_ceiling=True)]
+    return [against_floor("targets", what, "µs/change", few, many, bar=BAR, is_ceiling=True)]
 
 
 async def _cost_us(plan: Plan, sender: _Sender) -> float:
