@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import bulk, drain, memory, report, single
+from bench import bulk, drain, lag, link, memory, report, single, stored, targets
 from bench.figure import Figure
 from bench.nodes import Plainly
 from bench.plan import FULL, QUICK, Plan
@@ -33,7 +33,11 @@ MEASURES: dict[str, Measure] = {
     "drain": drain.measure,
     "bulk": bulk.measure,
     "single": single.measure,
+    "lag": lag.measure,
     "memory": memory.measure,
+    "stored": stored.measure,
+    "targets": targets.measure,
+    "link": link.measure,
 }
 
 

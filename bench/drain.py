@@ -39,7 +39,7 @@ async def measure(plan: Plan) -> list[Figure]:
     async with running(product, [0], plan.launch):
         for run in range(plan.sizes.runs):
             floors.append(await _floor(plan, product.store_url(), entries, run))
-            rates.append(await _product(plan, product, entries))
+            rates.append(await drained_rate(plan, product, entries))
             plan.say(f"draining, run {run + 1} of {plan.sizes.runs}")
     what = "draining a backlog to one target"
     return [against_floor("drain", what, "transactions/s", floors, rates, bar=BAR)]
@@ -60,12 +60,15 @@ async def _floor(plan: Plan, source: str, entries: int, run: int) -> float:
         return rate.result()
 
 
-async def _product(plan: Plan, product: Cluster, entries: int) -> float:
+async def drained_rate(plan: Plan, product: Cluster, entries: int) -> float:
+    """Start the second node without data, and see its store being filled by the first one."""
     target = product.nodes[1]
     shutil.rmtree(target.folder)
     target.folder.mkdir()
     command = plan.launch.command(target, product.config)
-    async with child(command, target.log, target.environ()):
+    # Where it listens, even if others reach it another way.
+    environ = {**target.environ(), "INFERADB__LISTEN__PEER": f"127.0.0.1:{target.peer_port}"}
+    async with child(command, target.log, environ):
         return await _watch(product.store_url(1), entries)
 
 

@@ -14,8 +14,8 @@ class Figure:
 
     value, floor: medians in `unit`. ratio: the median of value / floor of neighbouring runs, so
     that a machine that slows down for both changes nothing; least, most: its extremes.
-    bar: what it should reach (None: reported only). Without a floor, `value` is held against `bar`,
-    which it should not exceed.
+    bar: what the ratio, or without a floor `value`, should reach (None: reported only).
+    is_ceiling: the bar is the most that it should be, not the least.
     """
 
     name: str
@@ -28,13 +28,15 @@ class Figure:
     most: float
     bar: float | None
     runs: int
+    is_ceiling: bool = False
 
     @property
     def ok(self) -> bool | None:
         """Whether the bar is reached; None without a bar."""
         if self.bar is None:
             return None
-        return self.value <= self.bar if self.ratio is None else self.ratio >= self.bar
+        held = self.value if self.ratio is None else self.ratio
+        return held <= self.bar if self.is_ceiling else held >= self.bar
 
     def to_json(self) -> dict[str, object]:
         """The figure as a line of `--json`."""
@@ -49,6 +51,7 @@ def against_floor(
     values: Sequence[float],
     *,
     bar: float | None = None,
+    is_ceiling: bool = False,
 ) -> Figure:
     """The figure of runs in turns: floors[i] was measured beside values[i]."""
     ratios = [value / floor for value, floor in zip(values, floors, strict=True)]
@@ -63,6 +66,7 @@ def against_floor(
         most=max(ratios),
         bar=bar,
         runs=len(values),
+        is_ceiling=is_ceiling,
     )
 
 
@@ -79,4 +83,5 @@ def at_most(name: str, what: str, unit: str, values: Sequence[float], *, bar: fl
         most=max(values),
         bar=bar,
         runs=len(values),
+        is_ceiling=True,
     )

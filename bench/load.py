@@ -23,7 +23,7 @@ import uvloop
 
 from bench.texts import write_bodies
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
 
 class Load:
@@ -68,7 +68,7 @@ class Connection(asyncio.Protocol):
         head = self._received.find(b"\r\n\r\n")
         if head < 0:
             return
-        length = _LENGTH.search(self._received, 0, head + 2)
+        length = LENGTH.search(self._received, 0, head + 2)
         if not self._received.startswith(b"HTTP/1.1 200 ") or length is None:
             self._load.fail(self._received[:500].decode(errors="replace"))
             return
@@ -100,7 +100,7 @@ async def rate(
     url: str, bodies: list[bytes], connections: int, warm_up_s: float, measured_s: float
 ) -> float:
     """Keep so many connections busy; answers per second after the warm-up."""
-    load = Load(cycle(_requests(url, bodies)))
+    load = Load(cycle([post(url, body) for body in bodies]))
     async with _connected(url, load, connections):
         await asyncio.wait({load.ended}, timeout=warm_up_s)
         began, before = time.perf_counter(), load.answers
@@ -115,7 +115,7 @@ async def rate(
 
 async def post_all(url: str, bodies: list[bytes], connections: int) -> None:
     """Post each body once."""
-    load = Load(iter(_requests(url, bodies)), wanted=len(bodies))
+    load = Load((post(url, body) for body in bodies), wanted=len(bodies))
     async with _connected(url, load, connections):
         await load.ended
 
@@ -137,13 +137,14 @@ async def _connected(url: str, load: Load, connections: int) -> AsyncIterator[No
             transport.close()
 
 
-def _requests(url: str, bodies: list[bytes]) -> list[bytes]:
+def post(url: str, body: bytes) -> bytes:
+    """The bytes of a request."""
     place = urlsplit(url)
     head = (
         f"POST {place.path} HTTP/1.1\r\nHost: {place.netloc}\r\n"
-        "Content-Type: application/json\r\nContent-Length: "
-    ).encode()
-    return [head + str(len(body)).encode() + b"\r\n\r\n" + body for body in bodies]
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -58,19 +58,27 @@ class Cluster:
         return f"unix://{self.nodes[node].folder / SOCKET_NAME}"
 
 
-def cluster(folder: Path, regions: int) -> Cluster:
-    """A configuration of so many regions with one node each."""
+def cluster(folder: Path, regions: int, reached_at: Mapping[int, int] | None = None) -> Cluster:
+    """A configuration of so many regions with one node each.
+
+    reached_at: index of a node -> the port at which the others look for it, if not its own.
+    """
     nodes = plan(regions, free_base_port(PORTS_PER_NODE * regions), folder)
     for node in nodes:
         node.folder.mkdir(parents=True)
     config = folder / "bench.yaml"
-    config.write_text(config_text(nodes))
+    text = config_text(nodes)
+    for index, port in (reached_at or {}).items():
+        text = text.replace(f"127.0.0.1:{nodes[index].peer_port}", f"127.0.0.1:{port}")
+    config.write_text(text)
     return Cluster(folder, nodes, config)
 
 
 @contextlib.asynccontextmanager
-async def running(of: Cluster, indexes: Sequence[int], launch: Launch) -> AsyncIterator[None]:
-    """These nodes of a cluster, up and healthy."""
+async def running(
+    of: Cluster, indexes: Sequence[int], launch: Launch
+) -> AsyncIterator[list[asyncio.subprocess.Process]]:
+    """These nodes of a cluster, up and healthy: the processes of their sidecars."""
     async with contextlib.AsyncExitStack() as stack:
         started = []
         for index in indexes:
@@ -80,7 +88,7 @@ async def running(of: Cluster, indexes: Sequence[int], launch: Launch) -> AsyncI
             started.append(await stack.enter_async_context(child(command, node.log, environ)))
         for index, process in zip(indexes, started, strict=True):
             await _until_healthy(of.nodes[index], process)
-        yield
+        yield started
 
 
 async def until_drained(of: Cluster, node: int = 0) -> None:

@@ -11,7 +11,8 @@ from bench.nodes import Launch
 class Sizes:
     """runs: of the floor and of the product each, in turns: many short ones, because a machine that
     others use as well is now fast and now slow. The *_bodies are different requests of one run; a
-    load generator that has sent all of them begins again.
+    load generator that has sent all of them begins again. lag_s: seconds of steady writing, and
+    before it of round trips alone. backlog, long_backlog: transactions. The others are tuples.
     """
 
     runs: int
@@ -21,6 +22,10 @@ class Sizes:
     single_bodies: int
     bulk_bodies: int
     memory_tuples: int
+    lag_s: float
+    stored_little: int
+    stored_much: int
+    long_backlog: int
 
 
 FULL = Sizes(
@@ -31,6 +36,10 @@ FULL = Sizes(
     single_bodies=12_000,
     bulk_bodies=600,
     memory_tuples=100_000,
+    lag_s=2.0,
+    stored_little=10_000,
+    stored_much=1_000_000,
+    long_backlog=40_000,
 )
 # Whether it runs at all; the ratios mean nothing.
 QUICK = Sizes(
@@ -41,6 +50,10 @@ QUICK = Sizes(
     single_bodies=2_000,
     bulk_bodies=200,
     memory_tuples=5_000,
+    lag_s=0.5,
+    stored_little=5_000,
+    stored_much=10_000,
+    long_backlog=5_000,
 )
 
 

@@ -49,8 +49,8 @@ def show(figures: Sequence[Figure], console: Console) -> None:
         has_floor = each.floor is not None and each.ratio is not None
         table.add_row(
             each.what,
-            f"{each.floor:,.0f}" if has_floor else "–",
-            f"{each.value:,.0f}",
+            _number(each.floor) if each.floor is not None else "–",
+            _number(each.value),
             each.unit,
             f"{each.ratio:.2f}" if has_floor else "–",
             f"{each.least:.2f}–{each.most:.2f}" if has_floor else "–",
@@ -67,10 +67,14 @@ def show(figures: Sequence[Figure], console: Console) -> None:
     console.print(", ".join(f"{name} {value}" for name, value in machine().items()), style="dim")
 
 
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
 def _bar(figure: Figure) -> str:
     if figure.bar is None:
         return "reported"
-    return f"≤ {figure.bar:g}" if figure.ratio is None else f"≥ {figure.bar:g}"
+    return f"{'≤' if figure.is_ceiling else '≥'} {figure.bar:g}"
 
 
 def _processor() -> str:
