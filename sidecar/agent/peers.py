@@ -5,6 +5,7 @@ them: whether this node has lost something, when it has caught up, what may be c
 hello and heartbeat of a session ends up here. No timers and no tasks: `tick` is called each second.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ class Peers:
         self.told: dict[str, Told] = {}
         self._restored = ""
         self._proofs: set[str] = set()
+        self._deciding = asyncio.Lock()
         self._phase_since_us: tuple[str, Phase, int] = ("", Phase.UNPROVEN, 0)
         self._collected: tuple[Vector, Mapping[str, int]] | None = None
         self._walk = 0
@@ -145,7 +147,9 @@ class Peers:
             return
         self._named[node] = origin
         told = self._hear(node, head)
-        await self._face(node, told, decode_vector(head.get("claims", {})))
+        # One decision after the other: each changes what the next one is about.
+        async with self._deciding:
+            await self._face(node, told, decode_vector(head.get("claims", {})))
 
     def is_outdated(self, node: str, origin: str) -> bool:
         """Whether a newer incarnation of that node has been heard of."""
@@ -232,10 +236,11 @@ class Peers:
         if (origin, phase) != (store.origin, store.phase):
             since_us = now_us
             self._phase_since_us = (store.origin, store.phase, now_us)
-        if store.phase is Phase.UNPROVEN and now_us - since_us >= PROOF_US:
-            await self.begin(None)
-        elif store.phase is Phase.BEHIND and self._has_caught_up(since_us):
-            await store.end_phase()
+        async with self._deciding:
+            if store.phase is Phase.UNPROVEN and now_us - since_us >= PROOF_US:
+                await self.begin(None)
+            elif store.phase is Phase.BEHIND and self._has_caught_up(since_us):
+                await store.end_phase()
         changed = self.rows.believe(store.vector, store.durable)
         if rows := {node: self.rows.known[node] for node in changed if node != self._me}:
             await store.store_rows(rows)

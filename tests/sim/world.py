@@ -115,9 +115,7 @@ class SimNode:
         self.is_up, self.life = True, self.life + 1
         self.store.start()
         near = neighbours(self.world.graph, self.name)
-        self.peers = Peers(
-            self.store, self.name, self.world.names, lambda: self.world.now_us, near
-        )
+        self.peers = Peers(self.store, self.name, self.world.names, lambda: self.world.now_us, near)
         self.intake = Intake()
         life = self.life
         self.world.at(self.world.rnd.randint(0, 500 * MS), lambda: self._pulse(life))
