@@ -273,7 +273,7 @@ class Peers:
             if node_of(origin) == self._me and self._announced.get(origin) != end:
                 self._announced[origin] = end
                 log.warning(
-                    "incarnation ended: what it wrote after this is lost",
+                    "incarnation ended, what it wrote later is lost",
                     extra={"origin": origin, "after": end},
                 )
 

@@ -8,7 +8,8 @@ Checked of every run:
 2. *Versions.* No two requests that were answered have the same version (origin, timestamp), and the
    vector of every node covers the version of each, unless its origin has said that it is lost.
 3. *Survival.* What is visible of each tuple is explained by its writes: the ones that were answered
-   (minus those said to be lost) and the ones of unknown outcome. A write knew another one of its
+   (minus those said to be lost; tuples of which one was set aside and written again are left out)
+   and the ones of unknown outcome. A write knew another one of its
    tuple if its vector covers that one's version; a write is maximal if no other one knew it. The
    visible state must be that of the maximal write which ranks highest by the strategy. An insert
    with a mark explains only itself, one without explains any insert without. So a lost write, a
@@ -149,7 +150,7 @@ def check_evaluation(finals: Iterable[Final]) -> list[Finding]:
 
 def _is_lost(request: Request, lost: Sequence[Lost]) -> bool:
     return request.version is not None and any(
-        request.version.origin == one.origin and one.after < request.version.timestamp <= one.until
+        request.version.origin == one.origin and request.version.timestamp > one.after
         for one in lost
     )
 
@@ -210,6 +211,9 @@ def check_survival(
     """What is visible is what some write of it says that may have won."""
     times = _Times(requests, restored)
     writes: dict[Triple, list[_Write]] = {triple: [] for triple in visible}
+    aside = [one for one in lost if one.is_aside]
+    # Nobody has said as what, and when, these were written again.
+    again = {c.triple for r in requests if _is_lost(r, aside) for c in r.changes}
     for request in requests:
         if request.outcome is Outcome.REFUSED or _is_lost(request, lost):
             continue
@@ -219,6 +223,8 @@ def check_survival(
             writes.setdefault(change.triple, []).append(_Write(request, change, *around))
     found = []
     for triple, its in writes.items():
+        if triple in again:
+            continue
         contest = _Contest(its, rules, times)
         if not contest.can_end_as(visible.get(triple), triple in visible):
             said = f"visible with {visible[triple]}" if triple in visible else "not visible"

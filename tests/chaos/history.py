@@ -75,11 +75,14 @@ class Restored(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A node has said that its writes of (after, until] are lost."""
+    """A node has said that one of its incarnations ended here, and that its later writes are lost.
+
+    is_aside: they were set aside, because the incarnation knew too little, and written again.
+    """
 
     origin: str
     after: int
-    until: int
+    is_aside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.checkers import Finding, Rules, check
+from tests.chaos.checkers import Finding, Rules, check, check_versions
 from tests.chaos.faults import Faults
 from tests.chaos.history import Final, Lost, Request
 from tests.chaos.schedule import ALWAYS, Fault, Kind, draw
 from tests.chaos.traffic import FEW, MANY, traffic
 from tests.chaos.variants import BROKEN, tree_with
+from tests.waiting import wait_until
 from tests.world import REGIONS, ROOT, Node, Triple, World, triple_of
 
 STRATEGIES = ("lww", "source_priority", "insert_wins", "delete_wins")
@@ -141,13 +142,27 @@ def _settle(world: World, faults: Faults, result: Result) -> None:
 
 def _look(plan: Plan, world: World, faults: Faults, result: Result) -> None:
     result.finals = [final_of(node) for node in world.nodes]
-    result.lost = [lost for node in world.nodes for lost in lost_in(node.log)]
+    result.lost = _lost(world, result)
     for node in world.nodes:
         if "Traceback" in node.log:
             result.add("logs", f"{node.name} has met an error that it does not know")
     result.findings += check(
         result.requests, result.finals, plan.rules, lost=result.lost, restored=faults.restored
     )
+
+
+def _lost(world: World, result: Result) -> list[Lost]:
+    """What the logs name as lost: said once all nodes agree where an incarnation has ended."""
+
+    def named() -> list[Lost]:
+        return [lost for node in world.nodes for lost in lost_in(node.log)]
+
+    def all_are_named() -> bool:
+        return not check_versions(result.requests, result.finals, named())
+
+    with contextlib.suppress(AssertionError):
+        wait_until(all_are_named, "what is lost is named", GOOD_SETTLING_S)
+    return named()
 
 
 def final_of(node: Node) -> Final:
@@ -182,12 +197,14 @@ def _is_allowed(node: Node, triple: Triple) -> bool:
 
 
 def lost_in(log: str) -> list[Lost]:
-    """What a node's log, in its text format, names as lost: origin, and (from, to]."""
+    """What a node's log, in its text format, names as lost, or as set aside and written again."""
     found = []
     for line in log.splitlines():
-        if " writes lost " in line:
-            fields = dict(re.findall(r" (\w+)=(\S+)", line))
-            found.append(Lost(fields["origin"], int(fields["from"]), int(fields["to"])))
+        fields = dict(re.findall(r" (\w+)=(\S+)", line))
+        if " incarnation ended, " in line:
+            found.append(Lost(fields["origin"], int(fields["after"])))
+        elif " new incarnation " in line and fields.get("set_aside", "0") != "0":
+            found.append(Lost(fields["before"], 0, is_aside=True))
     return found
 
 
