@@ -240,7 +240,7 @@ def test_a_node_restored_from_an_older_copy_brings_nothing_back(
 
 def test_a_node_behind_refuses_writes_and_reads_and_says_why(make_world: MakeWorld) -> None:
     world = make_world(2, replication={"probe_interval_max_s": 1}).start()
-    restored, other = world.nodes
+    restored = world.nodes[0]
     restored.kill()
     copy = copied(restored, "older")
     restored.start()
@@ -251,11 +251,10 @@ def test_a_node_behind_refuses_writes_and_reads_and_says_why(make_world: MakeWor
     # The peer tells it, and what it lacks does not come: the way there carries nothing.
     restored.begin()
     wait_until(lambda: "phase=behind" in restored.log, "it knows that it is behind", 30)
-    seen = []
+    seen: list[object] = []
 
     def has_refused() -> bool:
-        for path, body in ((WRITE, {"relationships": []}), (LIST, {})):
-            answer = restored.post(path, body)
+        for answer in (restored.post(WRITE, {"relationships": []}), restored.post(LIST, {})):
             if answer.status == 503:
                 seen.append(answer.body["error"])
         return restored.is_serving
