@@ -46,8 +46,8 @@ class Bare:
             await self.call("SCRIPT", "LOAD", scripts.script(name).text)
         rules = Rules.of(ConflictResolutionStrategy.LAST_WRITE_WINS).fingerprint
         opening = scripts.script("open").sha
-        now_us, name = time.time_ns() // 1000, "abcdefgh0123"
-        await self.call("EVALSHA", opening, 1, self.keys.meta, now_us, 0, NODE, name, 1, 1, rules)
+        named = (NODE, "abcdefgh0123", 1, 1, rules, "any-server", "1")
+        await self.call("EVALSHA", opening, 1, self.keys.meta, time.time_ns() // 1000, 0, *named)
 
     async def connect(self) -> None:
         await self._connection.connect()

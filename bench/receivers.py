@@ -16,7 +16,7 @@ from aiohttp import WSMsgType, web
 from sidecar.config import Config
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.session import AckOutcome, Party, acknowledge, greet, heartbeat, welcome
-from sidecar.core.wire import FORMAT, MAX_FRAME_BYTES, decode_frame
+from sidecar.core.wire import FORMAT, MAX_FRAME_BYTES, decode_frame, encode_vector
 from sidecar.peer.client import PATH
 from sidecar.peer.server import MAX_MERGE_BYTES, READ_AHEAD
 from sidecar.store.keys import Keys
@@ -50,7 +50,7 @@ class Receiver:
         hello, _ = decode_frame((await socket.receive()).data)
         _, protocol = greet(hello, self._me, self._sources)
         origin = f"{self._me.node}.receiver0000"
-        await _send(socket, welcome(self._me, origin, self._vector, 0, protocol))
+        await _send(socket, welcome(self._me, origin, protocol, self._facts()))
         frames: asyncio.Queue[Frame] = asyncio.Queue(maxsize=READ_AHEAD)
         async with asyncio.TaskGroup() as group:
             answering = group.create_task(self._answer(socket, frames, str(hello["origin"])))
@@ -59,6 +59,9 @@ class Receiver:
             answering.cancel()
         return socket
 
+    def _facts(self) -> dict[str, object]:
+        return {"vector": encode_vector(self._vector)}
+
     async def _answer(
         self, socket: web.WebSocketResponse, frames: asyncio.Queue[Frame], origin: str
     ) -> None:
@@ -66,7 +69,7 @@ class Receiver:
         while True:
             head, lines = await frames.get()
             if head["type"] == "heartbeat":
-                await _send(socket, heartbeat(self._vector, 0))
+                await _send(socket, heartbeat(self._facts()))
                 continue
             size += len(lines)
             self.batches += 1
@@ -75,7 +78,7 @@ class Receiver:
             self._vector[origin] = int(last["timestamp"])
             if frames.empty() or size > MAX_MERGE_BYTES:
                 size = 0
-                ack = acknowledge(head["batch"], AckOutcome.APPLIED, "", self._vector)
+                ack = acknowledge(head["batch"], AckOutcome.APPLIED, self._vector, self._vector)
                 await _send(socket, ack)
                 if self._received >= self._wanted:
                     self.has_all.set()

@@ -163,11 +163,11 @@ class Peers:
         told = self._hear(node, {**head, "origin": self.told[node].origin})
         if told.phase in (Phase.SERVING, Phase.EXPOSED):
             # It has been told what it once had: it has it, or goes on without.
-            self.rows.acknowledged_loss(node, decode_vector(head.get("durable")))
+            self.rows.acknowledged_loss(node, _durable(head))
 
     def _hear(self, node: str, head: Mapping[str, object]) -> Told:
         vector = decode_vector(head.get("vector"))
-        self.rows.hear(node, decode_vector(head.get("durable", head.get("vector"))))
+        self.rows.hear(node, _durable(head))
         rows = head.get("rows", {})
         if not isinstance(rows, dict):
             raise Refused("bad_frame", "rows is an object of node and vector")
@@ -300,3 +300,7 @@ class Peers:
             after = following
             await pause()
         self._collected = (stable, ended)
+
+
+def _durable(head: Mapping[str, object]) -> Vector:
+    return decode_vector(head.get("durable", head.get("vector")))

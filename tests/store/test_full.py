@@ -14,7 +14,7 @@ from sidecar.core.topology import NodeId, RegionId, ZoneId
 from sidecar.core.trim import Keep
 from sidecar.errors import Unavailable
 from sidecar.health import Health
-from sidecar.store import redis_store
+from sidecar.store import opening
 from sidecar.store.calls import MergeOutcome
 from tests.lua.replicas import LuaNode, change_of
 from tests.servers import RealValkey
@@ -49,7 +49,7 @@ class Limit:
 @pytest.fixture
 def limit(valkey: RealValkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Limit]:
     """Lifted afterwards. The server holds enough for a share of it to be more than its noise."""
-    monkeypatch.setattr(redis_store, "PING_S", 0.01)
+    monkeypatch.setattr(opening, "PING_S", 0.01)
     valkey.call("SETRANGE", "ballast", str(BALLAST_BYTES), "x")
     limit = Limit(valkey)
     try:
@@ -208,7 +208,7 @@ async def test_a_write_that_redis_refuses_is_refused_as_full(
     open_node: OpenNode, limit: Limit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two looks at the memory it is the server that says no."""
-    monkeypatch.setattr(redis_store, "PING_S", 3_600.0)
+    monkeypatch.setattr(opening, "PING_S", 3_600.0)
     us = await open_node("us1")
     before = dump(us.valkey)
     limit.leave(-0.1)

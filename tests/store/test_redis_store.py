@@ -11,7 +11,7 @@ import redis
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.vector import is_covered
 from sidecar.errors import Refused, Unavailable
-from sidecar.store.calls import MergeOutcome, WriteRequest
+from sidecar.store.calls import MergeOutcome, Phase, WriteRequest
 from tests.servers import RealValkey, start_valkey
 from tests.store.conftest import (
     BEGIN_US,
@@ -330,21 +330,38 @@ async def test_a_gap_leaves_everything_as_it_was(open_node: OpenNode) -> None:
 async def test_a_clock_too_far_ahead_is_held_back_until_ours_has_come_there(
     open_node: OpenNode,
 ) -> None:
-    us = await open_node("us1", max_clock_skew_ms=60_000)
+    """It holds what follows of its origin, and nothing else of the batch."""
+    us, ap = await open_node("us1", max_clock_skew_ms=60_000), await open_node("ap1")
     eu = await open_node("eu1", clock=WallClock(BEGIN_US))
     eu.clock.pass_s(60)
     await eu.write(DOC)
     eu.clock.now_us += 1
-    await eu.write("+doc:2 viewer user:a")
-    merged = await us.take(eu)
-    assert (merged.outcome, merged.transactions) == (MergeOutcome.SKEW, 2)
-    assert eu.store.origin in merged.detail
-    assert await us.listed() == [TUPLE]
+    ahead = await eu.write("+doc:2 viewer user:a")
+    await eu.write("+doc:3 viewer user:a")
+    await ap.write("+doc:4 viewer user:b")
+    eu_lines = await eu.own_lines()
+    merged = await us.store.merge(b"\n".join([*eu_lines, *(await ap.own_lines())]))
+    assert (merged.outcome, merged.transactions) == (MergeOutcome.APPLIED, 4)
+    assert list(merged.parked) == [eu.store.origin]
+    assert "60000 ms ahead of the clock" in merged.parked[eu.store.origin]
+    assert merged.vector[eu.store.origin] < ahead.revision
+    assert await us.listed() == [TUPLE, "doc:4 viewer user:b"]
+    waits = await us.store.parked()
+    assert waits[eu.store.origin]["timestamp"] == str(ahead.revision)
     before = dump(us.valkey)
-    assert (await us.take(eu)).outcome is MergeOutcome.SKEW
+    again = await us.take(eu)
+    assert (again.outcome, again.transactions) == (MergeOutcome.APPLIED, 0)
+    assert again.parked == merged.parked
+    assert dump(us.valkey) == before
+    # What follows is no gap, also when it comes alone.
+    alone = await us.store.merge(eu_lines[-1])
+    assert (alone.outcome, alone.parked) == (MergeOutcome.APPLIED, merged.parked)
     assert dump(us.valkey) == before
     us.clock.now_us += 1
-    assert (await us.take(eu)).outcome is MergeOutcome.APPLIED
+    assert (await us.store.merge(eu_lines[-2])).parked == {}
+    assert await us.store.parked() == {}
+    us.clock.now_us += 1
+    assert (await us.take(eu)).transactions == 1
     # Having seen the future, this node goes on from there.
     assert (await us.write(DOC)).revision > eu.store.revision
 
@@ -711,40 +728,101 @@ async def test_two_nodes_share_a_redis_by_prefix(open_node: OpenNode) -> None:
 # -- servers that lose data or go away ------------------------------------------------------------
 
 
-async def test_a_store_that_was_flushed_is_not_written_to(valkey: RealValkey) -> None:
-    """What this process knows to be stored is missing: versions would be given out twice."""
+async def test_a_store_that_was_flushed_goes_on_in_a_new_incarnation(valkey: RealValkey) -> None:
+    """No version is given out twice, and what it had claimed comes back before it serves."""
     async with running_node(valkey, "us1") as us, running_node(valkey, "eu1") as eu:
         await us.store.opened()
         await eu.store.opened()
         await us.write(DOC)
-        lines = await eu.own_lines()
+        own_lines, lines = await us.own_lines(), await eu.own_lines()
+        had, origin = us.store.vector, us.store.origin
         valkey.call("FLUSHALL")
         for attempt in (us.write(DOC), us.store.merge(lines[0]), us.listed()):
             with pytest.raises(Unavailable) as lost:
                 await attempt
             assert lost.value.code == "store_lost_writes"
-        assert dump(valkey) == {}
-        assert not us.store.is_open
-        assert "lost" in us.store.closed_because
+        async with asyncio.timeout(10):
+            await us.store.opened()
+        assert (us.store.phase, us.store.behind) == (Phase.BEHIND, had)
+        assert us.store.origin > origin
+        assert us.store.vector.keys() == {us.store.origin}
+        for attempt in (us.write(DOC), us.listed()):
+            with pytest.raises(Unavailable) as behind:
+                await attempt
+            assert behind.value.code == "catching_up"
+        # What it had comes back from those who have it.
+        await us.store.merge(b"\n".join(own_lines))
+        assert is_covered(had, us.store.vector)
+        await us.store.end_phase()
+        assert await us.listed() == [TUPLE]
+        await us.write("-doc:1 viewer user:a")
+        assert await us.listed() == []
 
 
-async def test_a_store_with_an_older_clock_is_not_written_to_until_it_is_back(
+class Copy:
+    """The keys of a server as they are now, to be put back: a backup, or a replica that lags."""
+
+    def __init__(self, valkey: RealValkey) -> None:
+        self._url = valkey.url
+        with redis.Redis.from_url(self._url, protocol=2) as client:
+            self._values = {key: client.dump(key) for key in client.keys("*")}
+
+    def put_back(self) -> None:
+        with redis.Redis.from_url(self._url, protocol=2) as client:
+            pipeline = client.pipeline(transaction=True)
+            pipeline.flushall()
+            for key, value in self._values.items():
+                pipeline.restore(key, 0, value)
+            pipeline.execute()
+
+
+async def test_a_store_that_was_put_back_is_not_written_to_as_the_same_incarnation(
     open_node: OpenNode,
 ) -> None:
     us = await open_node("us1")
-    written = await us.write(DOC)
-    with redis.Redis.from_url(us.valkey.url, protocol=2) as client:
-        client.hset(us.store.keys.meta, "clock", written.revision - 1)
-        before = dump(us.valkey)
-        with pytest.raises(Unavailable) as lost:
-            await us.write(DOC)
-        assert lost.value.code == "store_lost_writes"
-        assert str(written.revision) in lost.value.message
-        assert dump(us.valkey) == before
-        client.hset(us.store.keys.meta, "clock", written.revision)
+    first = await us.write(DOC)
+    old, copied = us.store.origin, Copy(us.valkey)
+    lost = await us.write("+doc:2 viewer user:a")
+    copied.put_back()
+    before = dump(us.valkey)
+    with pytest.raises(Unavailable) as refused:
+        await us.write("+doc:3 viewer user:a")
+    assert refused.value.code == "store_lost_writes"
+    assert str(lost.revision) in refused.value.message
+    assert dump(us.valkey) == before
     async with asyncio.timeout(10):
         await us.store.opened()
-    assert (await us.write(DOC)).revision > written.revision
+    assert us.store.phase is Phase.BEHIND
+    assert us.store.behind == {old: lost.revision}
+    assert us.store.vector[old] == first.revision
+    await us.store.end_phase()
+    assert await us.listed() == [TUPLE]
+    await us.write("+doc:3 viewer user:a")
+    entry = await us.newest()
+    assert (entry.origin, entry.origin > old) == (us.store.origin, True)
+
+
+async def test_what_was_never_durable_was_never_claimed(tmp_path: Path) -> None:
+    """Losing it takes a new incarnation, but nothing has to come back before the node serves."""
+    valkey = start_valkey(tmp_path, args=("--appendonly", "yes", "--appendfsync", "no"))
+    try:
+        async with running_node(valkey, "us1") as us:
+            await us.store.opened()
+            old, begun, copied = us.store.origin, us.store.durable, Copy(valkey)
+            written = await us.write(DOC)
+            assert us.store.durable == begun
+            copied.put_back()
+            with pytest.raises(Unavailable):
+                await us.write(DOC)
+            async with asyncio.timeout(10):
+                await us.store.opened()
+            assert us.store.phase is Phase.SERVING
+            assert await us.listed() == []
+            await us.write(DOC)
+            assert us.store.origin > old
+            assert us.store.vector[old] < written.revision
+    finally:
+        valkey.kill()
 
 
 # With `everysec` a server whose disk is slow answers up to two seconds before it has written to its

@@ -149,24 +149,47 @@ async def test_what_a_target_has_not_acknowledged_stays(open_node: OpenNode) -> 
     assert await revisions(us) == []
 
 
-async def test_what_others_wrote_goes_when_targets_have_what_was_written_here(
+async def test_what_others_wrote_goes_when_targets_have_it_or_need_it_not(
     open_node: OpenNode,
 ) -> None:
-    """A node that only receives ships nothing: its targets' cursors stand still for ever."""
+    """It may be carried to a target over this node: only its cursor says that it is not missing."""
     us, eu = await open_node("us1"), await open_node("eu1")
-    await us.store.store_cursor("eu1", us.store.revision)
+    await us.store.store_cursor("ap1", us.store.revision)
     for text in numbered(5):
         await eu.write(text)
     await us.take(eu)
     us.clock.pass_s(61)
-    loop = loop_of(us, "eu1", keep=Keep(60 * S, 1_000))
+    loop = loop_of(us, "ap1", keep=Keep(60 * S, 1_000))
     await loop.trim()
-    assert await revisions(us) == []
+    assert len(await revisions(us)) == 6, "the five, and with what the incarnation of eu1 began"
+    assert us.store.floor == {us.store.origin: us.store.vector[us.store.origin]}
+    await us.store.store_cursor("ap1", us.store.revision)
     own = await us.write("+doc:9 viewer user:a")
     us.clock.pass_s(61)
     await loop.trim()
     assert await revisions(us) == [own.revision]
-    assert shown(us.metrics)['inferadb_replication_resync_suggested{target="eu1"}'] == 0
+    assert us.store.floor[eu.store.origin] == eu.store.vector[eu.store.origin]
+    assert shown(us.metrics)['inferadb_replication_resync_suggested{target="ap1"}'] == 0
+
+
+async def test_a_state_transfer_holds_the_feed_from_where_it_began(open_node: OpenNode) -> None:
+    us = await open_node("us1")
+    written = [(await us.write(text)).revision for text in numbered(4)]
+    us.clock.pass_s(61)
+    held: list[int | None] = [written[1]]
+    loop = Trimming(
+        us.store,
+        (),
+        Keep(0, 1_000),
+        held=lambda: held[0],
+        metrics=us.metrics,
+        now_us=us.clock,
+    )
+    await loop.trim()
+    assert await revisions(us) == written[2:]
+    held[0] = None
+    await loop.trim()
+    assert await revisions(us) == []
 
 
 async def test_a_feed_that_is_too_long_leaves_slow_targets_behind_and_says_so_once(

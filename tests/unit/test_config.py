@@ -440,7 +440,7 @@ def test_what_is_not_built_yet_loads_and_does_not_run(
     assert said.endswith("not available in this release")
 
 
-def test_a_ring_of_regions_does_not_run_yet(write: Write) -> None:
+def test_a_ring_of_regions_runs_and_its_nodes_relay(write: Write) -> None:
     names = ["a", "b", "c"]
     regions = [
         {"id": r, "zones": [{"id": r, "nodes": [{"id": f"n-{r}", "endpoint": f"h-{r}:1"}]}]}
@@ -449,7 +449,8 @@ def test_a_ring_of_regions_does_not_run_yet(write: Write) -> None:
     ring = {"a": ["b"], "b": ["c"], "c": ["a"]}
     replication = {"local_region": "a", "regions": regions, "replication_targets": ring}
     config = load(write(yaml.safe_dump({"replication": replication})), environ={})
-    assert "replication.replication_targets: a does not target c directly" in not_available(config)
+    check_runnable(config)
+    assert list(config.topology.relayed()) == [("a", "c"), ("b", "a"), ("c", "b")]
 
 
 def test_settings_without_effect_are_remarked() -> None:

@@ -19,6 +19,7 @@ from sidecar.core.session import (
     Action,
     Close,
     Established,
+    Here,
     Limits,
     Party,
     Send,
@@ -27,13 +28,15 @@ from sidecar.core.session import (
     heartbeat,
     welcome,
 )
-from sidecar.core.wire import decode_frame
+from sidecar.core.wire import decode_frame, encode_vector
 
 US = Party("us1", "us", "global.0", 1, 1, "lww:123456")
 EU = Party("eu1", "eu", "global.0", 1, 1, "lww:123456")
 OWN, OTHER = "us1.mwsgf5bo35gt", "eu1.mwsgf5bo35gu"
+BOTH = (OWN, OTHER)
 SECOND = 1_000_000
 SEEDS = range(300)
+FACTS: dict[str, object] = {"vector": {OWN: "5"}}
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Simulation:
         self.sender = Sender(US, OWN, "eu1", self.limits)
         self.unanswered: dict[int, int] = {}
         self._arrival_us = {"there": self.now_us, "back": self.now_us}
-        self._perform(self.sender.hello({OWN: 5}, self.now_us))
+        self._perform(self.sender.hello(FACTS, self.now_us))
 
     def lose_connection(self) -> None:
         self._connection += 1
@@ -158,6 +161,13 @@ class Simulation:
 
         self._at(self._arrival_us[way] - self.now_us, if_it_still_stands)
 
+    @property
+    def here(self) -> Here:
+        """What the sending node has, at this moment."""
+        written = self.feed[: self.written]
+        vector = {o: max([e.timestamp for e in written if e.origin == o], default=0) for o in BOTH}
+        return Here(vector, vector, {}, written[-1].revision if written else 0)
+
     # -- the sender ---------------------------------------------------------------------------
 
     def _perform(self, actions: list[Action]) -> None:
@@ -172,7 +182,9 @@ class Simulation:
                     assert changes == self.unanswered.pop(min(self.unanswered))
                     assert duration_us >= 0
                 case Established():
-                    assert self.sender.position == self.sender.acknowledged
+                    has_all = self.sender.acknowledged == self.here.vector[OWN]
+                    reached = self.here.revision if has_all else self.sender.acknowledged
+                    assert self.sender.position == reached
 
     def _sent(self, frame: str | bytes, changes: int | None) -> None:
         head, lines = decode_frame(frame)
@@ -202,7 +214,7 @@ class Simulation:
             if sender is self.sender:
                 written = self.feed[: self.written]
                 found = [e for e in written if e.revision > after][: self.rnd.randint(1, 40)]
-                self._perform(sender.on_entries(after, found, self.now_us))
+                self._perform(sender.on_entries(after, found, self.here, self.now_us))
 
         self._at(self.rnd.randint(1_000, 20_000), bring)
 
@@ -211,7 +223,7 @@ class Simulation:
         if self.written < len(self.feed):
             self.written += self.rnd.randint(0, min(20, len(self.feed) - self.written))
         if self.sender.is_established:
-            self._perform(self.sender.on_tick({OWN: 5}, 5, self.now_us))
+            self._perform(self.sender.on_tick(self.here, FACTS, self.now_us))
         if self.rnd.random() < self.faults:
             if self.rnd.random() < 0.5:
                 self.receiver.forget(self.rnd.randint(0, len(self.receiver.applied)))
@@ -233,16 +245,17 @@ class Simulation:
         vector = {OWN: self.receiver.reached} if self.receiver.reached else {}
         match head["type"]:
             case "hello":
-                self._answer(welcome(EU, OTHER, vector, 5, 1))
+                self._answer(welcome(EU, OTHER, 1, {"vector": encode_vector(vector)}))
             case "heartbeat":
-                self._answer(heartbeat(vector, 5))
+                self._answer(heartbeat({"vector": encode_vector(vector)}))
             case "batch" if self.rnd.random() < self.faults:
                 self._answer_batch(head, AckOutcome.GAP)
             case "batch":
                 self._answer_batch(head, self.receiver.take(lines))
 
     def _answer_batch(self, head: dict[str, object], outcome: AckOutcome) -> None:
-        frame = acknowledge(head["batch"], outcome, "", {OWN: self.receiver.reached})
+        vector = {OWN: self.receiver.reached}
+        frame = acknowledge(head["batch"], outcome, vector, vector)
         for _ in range(2 if self.rnd.random() < self.faults else 1):
             self._answer(frame)
 
@@ -255,7 +268,7 @@ class Simulation:
             number = int(str(head["batch"]))
             if number in self.unanswered:
                 self.unanswered.clear()
-        self._perform(self.sender.on_frame(head, self.now_us))
+        self._perform(self.sender.on_frame(head, self.here, self.now_us))
 
     # -- the end ------------------------------------------------------------------------------
 
