@@ -92,7 +92,7 @@ class Peers:
         self._store, self._me, self._now_us = store, me, now_us
         self.rows = Rows(me, members)
         self.told: dict[str, Told] = {}
-        self._restored = ""
+        self._is_prepared = False
         self._proofs: set[str] = set()
         self._deciding = asyncio.Lock()
         self._phase_since_us: tuple[str, Phase, int] = ("", Phase.UNPROVEN, 0)
@@ -102,6 +102,14 @@ class Peers:
         self._neighbours = set(self._others if neighbours is None else neighbours)
         self._named: dict[str, str] = {}
         self._announced: dict[str, int] = {}
+
+    async def prepare(self) -> None:
+        """Take up the rows that were believed before a restart; before anybody is told of them."""
+        if not self._is_prepared:
+            rows = await self._store.rows(self._others)
+            if not self._is_prepared:
+                self.rows.restore(rows)
+                self._is_prepared = True
 
     # -- what this node tells ---------------------------------------------------------------------
 
@@ -140,6 +148,7 @@ class Peers:
         What an older incarnation says than one that has been heard of is not taken: it learns from
         the answer that there is a newer one, and begins a further one.
         """
+        await self.prepare()
         origin = str(head.get("origin"))
         if node_of(origin) != node:
             raise Refused("bad_frame", f"{node} does not write as {origin!r}")
@@ -228,10 +237,7 @@ class Peers:
         if not store.is_open:
             return
         now_us = self._now_us()
-        if self._restored != store.origin:
-            if not self._restored:
-                self.rows.restore(await store.rows(self._others))
-            self._restored = store.origin
+        await self.prepare()
         origin, phase, since_us = self._phase_since_us
         if (origin, phase) != (store.origin, store.phase):
             since_us = now_us
