@@ -49,11 +49,11 @@ class Rows:
             return
         if node not in newest_origins(row):
             return  # nothing of it is durable yet
-        self._claims[node] = pointwise_max(self._claims.get(node, {}), row)
         heard = self._waiting.get(node) or self.known.get(node) or {}
         present, before = (newest_origins(v).get(node, "") for v in (row, heard))
         if present < before:
             return
+        self._claims[node] = pointwise_max(self._claims.get(node, {}), row)
         if present > before:
             # What it said as its older incarnation it may have lost.
             self.known.pop(node, None)
