@@ -259,7 +259,7 @@ class Replication(Section):
     custom_script: Path | None = None
     tenants: dict[TenantName, Tenant] = {}
     agent: Agent = Agent()
-    window: Whole = Field(default=32, ge=1, le=1_024)
+    window: Whole = Field(default=128, ge=1, le=1_024)
     feed_retention_s: Whole = Field(default=3_600, ge=0, le=2_592_000)
     feed_max_entries: Whole = Field(default=10_000_000, ge=1, le=1_000_000_000)
     max_clock_skew_ms: Whole = Field(default=60_000, ge=1, le=86_400_000)
