@@ -185,8 +185,11 @@ class Shipping:
         self._check(origin)
         return sender.on_frame(head, self._peers.here, _monotonic_us())
 
-    def entries(self, sender: Sender, after: int, entries: list[FeedEntry]) -> list[Action]:
-        """What the session sends of these entries."""
+    def entries(
+        self, sender: Sender, after: int, entries: list[FeedEntry], origin: str
+    ) -> list[Action]:
+        """What the session of this incarnation sends of these entries."""
+        self._check(origin)
         return sender.on_entries(after, entries, self._peers.here, _monotonic_us())
 
     def beat(self, sender: Sender, origin: str) -> list[Action]:
@@ -337,7 +340,7 @@ class _Conversation:
                 continue
             finally:
                 self._patience = None
-            await self.perform(self._shipping.entries(self._sender, after, entries))
+            await self.perform(self._shipping.entries(self._sender, after, entries, self._origin))
 
     async def tick(self) -> None:
         while True:

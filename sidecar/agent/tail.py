@@ -7,6 +7,7 @@ stream in Redis instead: a smaller buffer only means more reading, nothing is ev
 import asyncio
 import logging
 from bisect import bisect_right
+from collections import deque
 from collections.abc import AsyncIterator
 
 from sidecar.errors import Refused, Unavailable
@@ -16,6 +17,10 @@ from sidecar.store.redis_store import RedisStore
 log = logging.getLogger(__name__)
 
 READ_COUNT = 500
+READ_BYTES = 4 * 1024 * 1024
+"""About as much is read at once: fewer entries where they are large."""
+SHARED_PAGES = 8
+"""Pages behind the buffer that are kept: sessions that catch up read them once for all."""
 IDLE_S = 1.0
 WAIT_MS = 2_000  # below the socket's timeout
 
@@ -33,6 +38,9 @@ class Tail:
         self._waiting: list[int] = []
         self._wanted = asyncio.Event()
         self._grown: asyncio.Future[None] | None = None
+        self._origin = ""
+        self._pages: deque[tuple[int, list[FeedEntry]]] = deque(maxlen=SHARED_PAGES)
+        self._count = READ_COUNT
 
     async def run(self) -> None:
         """Follow the feed for ever, also across a Redis that goes and comes back.
@@ -44,6 +52,7 @@ class Tail:
             idle_since = clock()
             await self._wanted.wait()
             await self._store.opened()
+            self._keep_up()
             if not self._waiting:
                 continue  # whoever waited gave up while the store was closed
             if clock() - idle_since > IDLE_S:
@@ -60,6 +69,15 @@ class Tail:
             if newest == self._newest:
                 self._begin(whole_after)  # if trimmed while nobody read, what is held ends in a gap
                 self._take([entry for entry in entries if entry.revision > whole_after])
+
+    def _keep_up(self) -> None:
+        """A new incarnation may have taken back what the one before wrote: hold nothing of it."""
+        if self._origin != self._store.origin:
+            self._origin = self._store.origin
+            self._entries.clear()
+            self._pages.clear()
+            self._complete_after, self._newest, self._changes = None, 0, 0
+            self._wake()
 
     def _begin(self, revision: int) -> None:
         """Hold what follows this revision, and nothing before it."""
@@ -98,16 +116,23 @@ class Tail:
         trimmed: whoever is watching gets Refused("cursor_expired") (410) instead of a gap.
         """
         while True:
+            self._keep_up()
             if self._complete_after is not None and revision >= self._complete_after:
                 if found := self._buffered(revision, count):
                     return found
                 await self._wait(revision)
                 continue
-            newest = self._newest
+            if not is_watching and (shared := self._shared(revision)):
+                return shared
+            newest, origin = self._newest, self._origin
+            count = min(count, self._count)
             entries = await self._store.feed_after(revision, count)
             whole_after = await self._store.whole_after(revision)
             if is_watching and revision < whole_after:
                 raise expired()
+            if origin != self._store.origin:
+                continue
+            self._share(revision, entries, count)
             if len(entries) < count and self._complete_after is None:
                 # The first to come to the tip: here the buffer begins.
                 self._begin(whole_after)
@@ -131,6 +156,24 @@ class Tail:
         return next(
             (e for e in self._entries if e.revision > revision and e.origin == origin), None
         )
+
+    def _shared(self, revision: int) -> list[FeedEntry]:
+        """What follows a revision in a page that somebody has read lately; empty if in none."""
+        for after, entries in self._pages:
+            if after <= revision < entries[-1].revision:
+                start = bisect_right(entries, revision, key=lambda entry: entry.revision)
+                return entries[start:]
+        return []
+
+    def _share(self, revision: int, entries: list[FeedEntry], count: int) -> None:
+        size = sum(len(entry.text) for entry in entries)
+        if size > READ_BYTES:
+            self._count = max(1, count // 2)
+        elif size < READ_BYTES // 4:
+            self._count = min(READ_COUNT, 2 * self._count)
+        # A full page stays as it is; one at the tip grows.
+        if len(entries) == count and size <= READ_BYTES:
+            self._pages.append((revision, entries))
 
     def _buffered(self, revision: int, count: int) -> list[FeedEntry]:
         start = bisect_right(self._entries, revision, key=lambda entry: entry.revision)

@@ -486,24 +486,26 @@ class Sender:
 
     def _adopt(self, here: Here, now_us: int) -> None:
         """Send also what nobody else brings to the target, until it has it."""
+        on_its_way = {origin for batch in self._in_flight for origin in batch.reached}
         for origin, timestamp in here.vector.items():
             has = self.target_vector.get(origin, 0)
             if timestamp <= has or origin == self._target_origin:
                 self._adopted.discard(origin)
                 self._stuck.pop(origin, None)
-            elif self._carries(origin):
-                if self.ships_only_own and origin != self._origin:
-                    # It came here after the session began, and nobody reads the feed for it.
-                    self._lacking_older.add(origin)
-                    self.position = min(self.position, self._sent.get(origin, 0))
-            else:
-                stood, since_us = self._stuck.get(origin, (-1, now_us))
-                if stood != has:
-                    self._stuck[origin] = (has, now_us)
-                elif origin not in self._adopted and now_us - since_us >= ADOPT_US:
+                continue
+            if self._carries(origin) and self.ships_only_own and origin != self._origin:
+                # It came here after the session began, and nobody reads the feed for it.
+                self._lacking_older.add(origin)
+                self.position = min(self.position, self._sent.get(origin, 0))
+            stood, since_us = self._stuck.get(origin, (-1, now_us))
+            if stood != has or origin in on_its_way or origin in self._parked:
+                self._stuck[origin] = (has, now_us)
+            elif now_us - since_us >= ADOPT_US:
+                self._stuck[origin] = (has, now_us)
+                if not self._carries(origin):
                     self._adopted.add(origin)
-                    self._sent[origin] = has
-                    self.position = min(self.position, has)
+                self._sent[origin] = has
+                self.position = min(self.position, has)
 
     # -- state transfer ---------------------------------------------------------------------------
 
