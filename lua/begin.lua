@@ -8,7 +8,8 @@
 -- ARGV 5 partitions   partition count
 -- ARGV 6 rules        fingerprint of the conflict strategy
 -- ARGV 7 run_id       of the server
--- ARGV 8 exposed      "1": what is written can be undone until a peer has told what this node once had
+-- ARGV 8 exposed      "1": what is written can be undone until a peer has told what this node once had;
+--                     so can what earlier incarnations have written since nobody has told
 -- ARGV 9 behind       "", or JSON of a vector that this node once had: it must catch up before it
 --                     writes, and what an exposed incarnation has written is set aside
 -- REPLY  outcome      "begun", then origin, clock, vector as JSON, and how many transactions were
@@ -24,10 +25,14 @@ local aside = 0
 
 if ARGV[9] ~= '' and self.exposed then
   undo.restore()
-  local first = redis.call('HGET', keys.meta, 'exposed')
+  local first, undone = redis.call('HGET', keys.meta, 'exposed'), {}
+  for origin, timestamp in pairs(self.vector) do
+    local is_own = string.match(origin, '^[^.]*') == ARGV[2]
+    undone[origin] = is_own and timestamp >= tonumber(first) or nil
+  end
   local entries = redis.call('XRANGE', keys.feed, first .. '-0', '+')
   for _, entry in ipairs(entries) do
-    if entry[2][2] == self.origin then
+    if undone[entry[2][2]] then
       if tonumber(entry[2][6]) > 0 then
         redis.call('RPUSH', keys.aside, entry[2][8])
         aside = aside + 1
@@ -35,20 +40,23 @@ if ARGV[9] ~= '' and self.exposed then
       redis.call('XDEL', keys.feed, entry[1])
     end
   end
-  redis.call('HDEL', keys.vector, self.origin)
-  self.vector[self.origin] = nil
+  for origin in pairs(undone) do
+    redis.call('HDEL', keys.vector, origin)
+    self.vector[origin] = nil
+  end
 end
 
 local origin = ARGV[2] .. '.' .. ARGV[3]
 local at = node.tick(self, tonumber(ARGV[1]), 0)
 redis.call('HSET', keys.meta, 'node', ARGV[2], 'format', ARGV[4], 'partitions', ARGV[5],
   'rules', ARGV[6], 'run_id', ARGV[7])
-redis.call('HDEL', keys.meta, 'exposed', 'behind')
-redis.call('DEL', keys.undo)
+redis.call('HDEL', keys.meta, 'behind')
 node.begin(self, origin, at, transaction.format)
-if ARGV[9] ~= '' then
-  redis.call('HSET', keys.meta, 'behind', ARGV[9])
-elseif ARGV[8] == '1' then
-  redis.call('HSET', keys.meta, 'exposed', number.text(at))
+if ARGV[9] == '' and ARGV[8] == '1' then
+  redis.call('HSETNX', keys.meta, 'exposed', number.text(at))
+else
+  redis.call('HDEL', keys.meta, 'exposed')
+  redis.call('DEL', keys.undo)
 end
+if ARGV[9] ~= '' then redis.call('HSET', keys.meta, 'behind', ARGV[9]) end
 return { 'begun', origin, number.text(at), node.vector_json(self.vector), number.text(aside) }

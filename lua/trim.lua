@@ -14,7 +14,10 @@
 -- @include node
 local self = node.read(ARGV[1])
 if not self then return { 'lost', '0', '', '0', '{}' } end
-local up_to, count = ARGV[2] .. '-0', tonumber(ARGV[3])
+local count = tonumber(ARGV[3])
+-- What was written since an incarnation is exposed may have to be set aside.
+local exposed = redis.call('HGET', keys.meta, 'exposed')
+local up_to = number.text(math.min(tonumber(ARGV[2]), exposed and tonumber(exposed) - 1 or math.huge)) .. '-0'
 -- An entry comes with its whole text, which may be megabytes.
 local step, byte_limit = 16, 8388608
 
