@@ -9,7 +9,7 @@
 -- ARGV 6 partitions   partition count
 -- ARGV 7 rules        fingerprint of the conflict strategy
 -- ARGV 8 run_id       of the server: another one than before means that it was restarted
--- ARGV 9 proof        "1": it is known that nothing is missing; "": peers must say so, or a new
+-- ARGV 9 proof        "1": it is known that what is there is all; "": peers must say so, or a new
 --                     incarnation begins
 -- REPLY  outcome      "opened" | "unproven" | "lost", then origin, clock, vector as JSON; "1" while
 --                     the incarnation is exposed, the vector it must reach as JSON if it is behind,
@@ -46,8 +46,7 @@ local self = node.read(known)
 if not self then return lost end
 local outcome = 'opened'
 if redis.call('HGET', keys.meta, 'run_id') ~= ARGV[8] then
-  -- What this process knows to be stored is there, or somebody else says that nothing is missing.
-  if ARGV[9] == '1' or tonumber(known) > 0 then
+  if ARGV[9] == '1' then
     redis.call('HSET', keys.meta, 'run_id', ARGV[8])
   else
     outcome = 'unproven'

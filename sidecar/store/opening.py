@@ -258,7 +258,9 @@ class OpenStore:
             raise Refused("wrong_redis", f"redis.url: this Redis does not fit: {wrong.decode()}")
         await self._ask_how_it_syncs()
         self._note_memory(memory)
-        reply = await self._run_open(is_proven=not self._has_peers)
+        # A process that never heard that nothing was missing knows only what it found at its start.
+        remembers = self._clock > 0 and self._phase is not Phase.UNPROVEN
+        reply = await self._run_open(is_proven=remembers or not self._has_peers)
         if reply[0] == b"lost":
             await self._begin_after_loss()
             return
@@ -354,6 +356,8 @@ class OpenStore:
             if reply[0] != b"opened":
                 raise Broken(f"lua/open.lua answers {reply[0]!r} to a proof")
             self._take_opened(reply)
+            if self.phase is Phase.SERVING:
+                await self._write_again()
             log.info("nothing is missing after the restart of Redis, say all peers")
 
     async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None:
@@ -375,7 +379,9 @@ class OpenStore:
         if outcome != b"begun":
             raise Broken(f"lua/begin.lua answers {outcome!r}")
         self._origin, self._vector, self._clock = origin.decode(), _vector(vector), int(clock)
-        self._durable = {o: t for o, t in self._vector.items() if o != self._origin}
+        self._durable = {
+            o: min(t, self._vector[o]) for o, t in self._durable.items() if o in self._vector
+        }
         self._behind = behind or {}
         is_exposed = behind is None and self._has_peers
         self._phase = Phase.BEHIND if behind else Phase.EXPOSED if is_exposed else Phase.SERVING
@@ -389,6 +395,8 @@ class OpenStore:
                 "set_aside": int(aside),
             },
         )
+        if self._phase is Phase.SERVING:
+            await self._write_again()
 
     async def _begin_after_loss(self) -> None:
         """Redis has less than this process knows. What was durable must come back first."""
@@ -399,7 +407,13 @@ class OpenStore:
             "Redis has lost writes that were stored",
             extra={"origin": self._origin, "up_to": claimed.get(self._origin, 0)},
         )
-        await self.begin({} if is_covered(claimed, stored) else claimed)
+        if not is_covered(claimed, stored):
+            await self.begin(claimed)
+        elif self._phase in (Phase.UNPROVEN, Phase.EXPOSED):
+            # Nobody has told yet what this node once had, unless it was before a restart.
+            await self.begin(self._behind or None)
+        else:
+            await self.begin(self._behind)
         self._take_opened(await self._run_open(is_proven=True))
 
     async def end_phase(self) -> None:
@@ -416,6 +430,14 @@ class OpenStore:
         extra = {"origin": self._origin, "was": self._phase.value, "written_again": count}
         log.info("node may write", extra=extra)
         self._phase, self._behind = Phase.SERVING, {}
+
+    async def end_exposure(self) -> None:
+        """A peer has told what this node once had: what it wrote until now stays written."""
+        (outcome,) = await self._control.run(
+            scripts.script("phase"), self.keys.meta, self._clock, Phase.EXPOSED.value
+        )
+        if outcome == b"lost":
+            raise self._lost()
 
     async def _write_again(self) -> int:
         """Write what was set aside, in its order, as writes of now. How many there were."""
