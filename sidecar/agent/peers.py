@@ -61,6 +61,7 @@ class Replica(Protocol):
     async def prove(self) -> None: ...
     async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None: ...
     async def end_phase(self) -> None: ...
+    async def end_exposure(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -223,6 +224,9 @@ class Peers:
                 await store.prove()
             if store.phase is Phase.EXPOSED:
                 await store.end_phase()
+            elif store.phase is Phase.UNPROVEN:
+                # From now on it merges, and that cannot be undone.
+                await store.end_exposure()
 
     async def begin(self, behind: Vector | None, known: Collection[str] = ()) -> None:
         """Begin a new incarnation, greater than those known; every session then begins anew."""
@@ -244,7 +248,8 @@ class Peers:
             self._phase_since_us = (store.origin, store.phase, now_us)
         async with self._deciding:
             if store.phase is Phase.UNPROVEN and now_us - since_us >= PROOF_US:
-                await self.begin(None)
+                # What it was told before the restart it still lacks.
+                await self.begin(store.behind or None)
             elif store.phase is Phase.BEHIND and self._has_caught_up(since_us):
                 await store.end_phase()
         changed = self.rows.believe(store.vector, store.durable)
