@@ -24,6 +24,7 @@ local function without_lost(beyond)
   local left = nil
   for origin, timestamp in pairs(beyond or {}) do
     local last = math.min(timestamp, ended[origin] or timestamp)
+    if node.is_gone(self.vector, origin) then last = 0 end
     if last > (self.vector[origin] or 0) then
       left = left or {}
       left[origin] = last

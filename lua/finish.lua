@@ -6,6 +6,7 @@
 --                  been reached meanwhile
 -- ARGV 3 progress  what `meta` must hold as the progress of the transfer, or "" for no transfer
 -- ARGV 4 ended     JSON: incarnation -> where it ended; nobody has more of it
+-- ARGV 5 whole     "1": every node has heard of every newest incarnation that is known here
 -- REPLY  outcome   "finished" | "other" | "lost", then the vector and the floor as JSON; "other":
 --                  this transfer is not the one that was under way, and nothing was done
 -- FLAGS  allow-oom
@@ -35,7 +36,11 @@ for origin, timestamp in pairs(self.vector) do reached[origin] = timestamp end
 for origin in pairs(node.vector_of(ARGV[4])) do reached[origin] = 9007199254740991 end
 local flat = redis.call('HGETALL', keys.beyond)
 for i = 1, #flat, 2 do
-  pages.set(tonumber(flat[i]), state.above(node.vector_of(flat[i + 1]), nil, reached))
+  local left = node.vector_of(flat[i + 1])
+  for origin in pairs(left) do
+    if ARGV[5] == '1' and node.is_gone(self.vector, origin) then left[origin] = 0 end
+  end
+  pages.set(tonumber(flat[i]), state.above(left, nil, reached))
 end
 parked.forget(self.vector)
 local _, timestamps = floor.read()

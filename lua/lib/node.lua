@@ -2,6 +2,7 @@
 -- The origin is read here and never taken from a caller.
 -- @include keys
 -- @include number
+-- @include version
 local node = {}
 do
   -- known: the highest timestamp that the calling process knows to be stored. Returns nil when
@@ -33,6 +34,19 @@ do
     node.append(self, at, origin, at, 0, '{"format":' .. format
       .. ',"origin":"' .. origin .. '","timestamp":"' .. number.text(at)
       .. '","previous":"0","context":{},"tenant":"default","changes":[]}')
+  end
+
+  -- Whether nobody has anything of an incarnation: it is not in this vector, a newer one of its node
+  -- is. To be asked when every node is known to have heard of every newest incarnation in it.
+  function node.is_gone(vector, origin)
+    if vector[origin] then return false end
+    local prefix = string.match(origin, '^[^.]*%.')
+    for other in pairs(vector) do
+      if string.sub(other, 1, #prefix) == prefix and version.bytes_less(origin, other) then
+        return true
+      end
+    end
+    return false
   end
 
   -- A vector from its JSON, as Python encodes it.

@@ -24,7 +24,7 @@ async def collect(store: RedisStore, peers: Peers, metrics: Metrics) -> None:
         try:
             await peers.tick()
             await peers.collect(pause)
-            await store.let_go(peers.rows.ended)
+            await store.let_go(peers.rows.ended, peers.stability.vector is not None)
             metrics.unsettled(await store.unsettled(), peers.stability.held_by)
         except Unavailable:
             # Said once where it was noticed.

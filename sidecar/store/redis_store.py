@@ -382,14 +382,18 @@ class RedisStore(OpenStore):
         return Absorbed(AbsorbOutcome(outcome.decode()), int(appeared), int(disappeared))
 
     async def finish(
-        self, start: Vector, progress: str, ended: Mapping[str, int] | None = None
+        self,
+        start: Vector,
+        progress: str,
+        ended: Mapping[str, int] | None = None,
+        is_whole: bool = False,
     ) -> bool:
         """The end of a transfer that began at `start`; False when it was not under way."""
         outcome, vector, floor = await self._ask(
             self._merger,
             "finish",
             *(self._clock, json.dumps(encode_vector(start)), progress),
-            json.dumps(encode_vector(ended or {})),
+            *(json.dumps(encode_vector(ended or {})), "1" if is_whole else ""),
         )
         if outcome != b"finished":
             return False
@@ -398,10 +402,14 @@ class RedisStore(OpenStore):
         self._advance(self._clock, _vector(vector))
         return True
 
-    async def let_go(self, ended: Mapping[str, int]) -> None:
-        """Forget what was taken over with pages, where the vector has reached it or nobody will."""
+    async def let_go(self, ended: Mapping[str, int], is_whole: bool = False) -> None:
+        """Forget what was taken over with pages, where the vector has reached it or nobody will.
+
+        is_whole: every node has heard of every newest incarnation that is known here, so that what
+        is not in the vector of an older one is nowhere.
+        """
         if await self._read("EXISTS", self.keys.beyond):
-            await self.finish({}, "", ended)
+            await self.finish({}, "", ended, is_whole)
 
     # -- collection -----------------------------------------------------------------------------
 
