@@ -95,7 +95,8 @@ local function resolve(page)
       new, met = state.join(mine, theirs, mine_seen, theirs_seen, reached, rules, revision)
     end
     local is_same = mine and new and state.encode(new) == one.mine
-    if not is_same and (mine or new) then
+    -- A version that came and lost may leave no trace but its conflict.
+    if (not is_same or met[1]) and (mine or new) then
       if not one.hash then
         need[#need + 1] = name
       else
