@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
-SUITES := unit lua store api e2e chaos
+SUITES := unit lua store sim api e2e chaos
 # The benchmark is checked like the rest.
 SOURCES := sidecar tests $(wildcard bench)
 

@@ -6,14 +6,15 @@ goes back to what was written.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.core import relationship
-from sidecar.core.clock import incarnation, tick
-from sidecar.core.conflict import Rules, Sibling
+from sidecar.core.clock import RANDOM_BITS, incarnation, tick
+from sidecar.core.conflict import Rules
 from sidecar.core.relationship import Change, Identity, Operation, bucket_of
 from sidecar.core.session import TRANSFER
 from sidecar.core.state import TupleState, Winner, absorb, collect, join, write
@@ -24,10 +25,11 @@ from sidecar.core.vector import (
     covers,
     is_covered,
     newest_origins,
+    node_of,
     pointwise_max,
 )
 from sidecar.core.wire import encode_body, encode_vector
-from sidecar.errors import Refused, Unavailable
+from sidecar.errors import Unavailable
 from sidecar.store.calls import (
     Absorbed,
     AbsorbOutcome,
@@ -39,8 +41,26 @@ from sidecar.store.calls import (
     Way,
 )
 from sidecar.store.feed import FeedEntry
+from tests.lua.replicas import decode_state, sibling_of
+from tests.sim.texts import change_of_row, encode_state, identity_of, names_of
 
 Undo = dict[Identity, TupleState | None]
+Parts = Sequence[tuple[Change, frozenset[Version]]]
+"""The changes of a write, each with the writes of its tuple that were known here."""
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A write of an exposed incarnation that is to be written again. rows: as in its JSON."""
+
+    version: Version
+    tenant: str
+    rows: Sequence[Any]
+
+    @property
+    def identities(self) -> Iterator[Identity]:
+        """The tuples that it wrote."""
+        return (change_of_row(self.tenant, row).relationship.identity for row in self.rows)
 
 
 @dataclass
@@ -60,7 +80,7 @@ class Disk:
     known: dict[str, Vector] = field(default_factory=dict)
     parked: dict[str, dict[str, str]] = field(default_factory=dict)
     undo: Undo = field(default_factory=dict)
-    aside: list[tuple[str, str, list[Any]]] = field(default_factory=list)
+    aside: list[Aside] = field(default_factory=list)
     feed: list[FeedEntry] = field(default_factory=list)
     seen: dict[Identity, frozenset[Version]] = field(default_factory=dict)
     """Not for the store: the writes whose effect is in here, for the simulator's oracle."""
@@ -94,7 +114,9 @@ class MemoryStore:
         self.saved = Disk()
         self.server = 1
         self.conflicts = dict.fromkeys(Winner, 0)
-        self.wrote: Callable[[Version, Change, frozenset[Version]], None] = lambda *_: None
+        self.happened: Counter[str] = Counter()
+        self.wrote: Callable[[Version, Parts, Version | None], None] = lambda *_: None
+        self.begun: Callable[[str], None] = lambda _: None
         self._known = 0
         self._phase = Phase.UNPROVEN
         self.durable: Vector = {}
@@ -127,6 +149,7 @@ class MemoryStore:
     def start(self) -> None:
         """A new process opens it: it remembers nothing."""
         self._known = 0
+        self._phase = Phase.UNPROVEN
         self.durable = {}
         self.reopen()
 
@@ -138,14 +161,13 @@ class MemoryStore:
             disk.run_id = self.server
             if self._has_peers:
                 disk.exposed = disk.clock
-        if disk.clock < self._known or not disk.origin:
-            claimed = dict(self.durable)
-            self._begin({} if is_covered(claimed, disk.vector) else claimed)
-        is_proven = disk.run_id == self.server or self._known > 0 or not self._has_peers
+        elif disk.clock < self._known or not disk.origin:
+            self._begin_after_loss()
+        self._keep_durable(self.saved.vector)
+        # Who has never heard that nothing is missing knows only what it found at its start.
+        remembers = self._known > 0 and self._phase is not Phase.UNPROVEN
+        is_proven = disk.run_id == self.server or remembers or not self._has_peers
         self._known = disk.clock
-        self.durable = pointwise_max(
-            {o: t for o, t in self.durable.items() if t <= disk.vector.get(o, 0)}, self.saved.vector
-        )
         if is_proven:
             disk.run_id = self.server
             self._take_phase()
@@ -155,6 +177,21 @@ class MemoryStore:
         if self._phase in (Phase.SERVING, Phase.EXPOSED):
             self._write_again()
 
+    def _begin_after_loss(self) -> None:
+        claimed = dict(self.durable)
+        if not is_covered(claimed, self.disk.vector):
+            self._begin(claimed)
+        elif self._phase in (Phase.UNPROVEN, Phase.EXPOSED):
+            self._begin(self.disk.behind or None)
+        else:
+            self._begin(self.disk.behind)
+
+    def _keep_durable(self, also: Vector) -> None:
+        """Nothing that is not there any more, or not yet, is durable."""
+        claimed = pointwise_max(self.durable, also)
+        there = self.disk.vector
+        self.durable = {o: min(t, there[o]) for o, t in claimed.items() if o in there}
+
     def _take_phase(self) -> None:
         if self.disk.behind:
             self._phase = Phase.BEHIND
@@ -162,99 +199,129 @@ class MemoryStore:
             self._phase = Phase.EXPOSED
         else:
             self._phase = Phase.SERVING
+        self.happened[self._phase.value] += 1
 
     @property
     def phase(self) -> Phase:
+        """How far the incarnation may be trusted."""
         return self._phase
 
     @property
     def origin(self) -> str:
+        """The incarnation that accepts writes here."""
         return self.disk.origin
 
     @property
     def vector(self) -> Vector:
+        """What this node has applied."""
         return self.disk.vector
 
     @property
     def floor(self) -> Vector:
+        """origin -> timestamp up to which the feed does not hold everything."""
         return self.disk.floor
 
     @property
     def revision(self) -> int:
+        """The highest revision that is stored."""
         return self.disk.clock
 
     @property
     def behind(self) -> Vector:
+        """What this node once had, while it has not caught up."""
         return self.disk.behind
 
     @property
     def progress(self) -> str:
+        """How far an incoming transfer has come; "" when there is none."""
         return self.disk.progress
 
     async def prove(self) -> None:
+        """Nothing is missing, say those who know."""
         if self._phase is Phase.UNPROVEN:
             self.disk.run_id = self.server
             self._take_phase()
+            self.happened["proved"] += 1
+            if self.phase is Phase.SERVING:
+                self._write_again()
 
     async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None:
+        """Begin a new incarnation; see `OpenStore.begin`."""
         self._begin(behind, known)
 
     def _begin(self, behind: Vector | None, known: Collection[str] = ()) -> None:
         disk = self.disk
+        names = [*known, *(behind or {}), *disk.vector]
         if behind and disk.exposed is not None:
             self._undo(disk.exposed)
-        names = [*known, *(behind or {}), *disk.vector]
+        self._keep_durable({})
         self._begin_at(tick(disk.clock, self._now_us()), names)
-        disk.run_id = self.server
-        disk.exposed, disk.behind, disk.undo = None, dict(behind or {}), {}
+        disk.run_id, disk.behind = self.server, dict(behind or {})
         if behind is None and self._has_peers:
-            disk.exposed = disk.clock
+            # Still nobody has told: what was exposed before stays so.
+            disk.exposed = disk.clock if disk.exposed is None else disk.exposed
+        else:
+            disk.exposed, disk.undo = None, {}
         self._known = disk.clock
         self._take_phase()
+        if self._phase is Phase.SERVING:
+            self._write_again()
 
     def _begin_at(self, at: int, known: Sequence[str] = ()) -> None:
         disk = self.disk
+        disk.origin, disk.clock = f"{self.node}.{self._new_incarnation(known)}", at
+        disk.vector[disk.origin] = at
+        self._append(FeedEntry(at, disk.origin, at, 0, b""), 0, {}, {}, "default", [])
+        self.happened["incarnations"] += 1
+        self.begun(disk.origin)
+
+    def _new_incarnation(self, known: Sequence[str]) -> str:
         now_ms = self._now_us() // 1000
         newest = newest_origins(known).get(self.node, "").partition(".")[2][:8]
         if newest:
             now_ms = max(now_ms, int(newest, 36) + 1)
-        name = incarnation(now_ms, self._random_bits(20))
-        disk.origin, disk.clock = f"{self.node}.{name}", at
-        disk.vector[disk.origin] = at
-        self._append(at, disk.origin, at, 0, {}, {}, "default", "[]")
+        return incarnation(now_ms, self._random_bits(RANDOM_BITS))
 
     def _undo(self, first: int) -> None:
+        """Set aside what this node has written from that revision on."""
         disk = self.disk
         for identity, before in disk.undo.items():
             if before is None:
                 disk.tuples.pop(identity, None)
             else:
                 disk.tuples[identity] = before
+        undone = [o for o, t in disk.vector.items() if node_of(o) == self.node and t >= first]
         kept = []
         for entry in disk.feed:
-            if entry.revision >= first and entry.origin == disk.origin:
-                if entry.changes:
-                    named = json.loads(entry.text)
-                    disk.aside.append((disk.origin, named["tenant"], named["changes"]))
-            else:
+            if entry.revision < first or entry.origin not in undone:
                 kept.append(entry)
+                continue
+            if entry.changes:
+                one, version = json.loads(entry.text), (entry.timestamp, entry.origin)
+                disk.aside.append(Aside(version, one["tenant"], one["changes"]))
+                self.happened["set aside"] += 1
         disk.feed = kept
         for identity, versions in disk.seen.items():
-            disk.seen[identity] = frozenset(v for v in versions if v[1] != disk.origin)
-        del disk.vector[disk.origin]
+            disk.seen[identity] = frozenset(v for v in versions if v[1] not in undone)
+        for origin in undone:
+            del disk.vector[origin]
 
     async def end_phase(self) -> None:
-        was_behind = self._phase is Phase.BEHIND
+        """A peer has nothing that this node lacks, or it has caught up."""
         self.disk.behind, self.disk.exposed, self.disk.undo = {}, None, {}
-        if was_behind:
-            self._write_again()
+        self._write_again()
         self._phase = Phase.SERVING
+
+    async def end_exposure(self) -> None:
+        """A peer has told what this node once had: what it wrote until now stays written."""
+        self.disk.exposed, self.disk.undo = None, {}
 
     def _write_again(self) -> None:
         while self.disk.aside:
-            _, tenant, rows = self.disk.aside[0]
-            self._write(tenant, [change_of_row(tenant, row) for row in rows])
+            one = self.disk.aside[0]
+            self._write(one.tenant, [change_of_row(one.tenant, r) for r in one.rows], one.version)
             del self.disk.aside[0]
+            self.happened["written again"] += 1
 
     # -- writes -----------------------------------------------------------------------------------
 
@@ -264,61 +331,63 @@ class MemoryStore:
             raise Unavailable("catching_up", "takes no writes now")
         return self._write(tenant, changes)
 
-    def _write(self, tenant: str, changes: Sequence[Change]) -> Version:
+    def _write(
+        self, tenant: str, changes: Sequence[Change], replaced: Version | None = None
+    ) -> Version:
         disk = self.disk
         before, previous = dict(disk.vector), disk.vector[disk.origin]
-        at = tick(disk.clock, self._now_us())
+        version = (tick(disk.clock, self._now_us()), disk.origin)
         extra: dict[str, Vector] = {}
+        parts = []
         for index, change in enumerate(changes, 1):
             identity = change.relationship.identity
             old = disk.tuples.get(identity)
-            new, own = write(old or TupleState(), (at, disk.origin), sibling_of(change), before)
-            page = disk.beyond.get(bucket_of(tenant, change.relationship.resource), {})
-            if seen := above(pointwise_max(own, page), before):
+            new, own = write(old or TupleState(), version, sibling_of(change), before)
+            if seen := above(pointwise_max(own, self._page_of(identity)), before):
                 extra[str(index)] = seen
+                self.happened["told beyond"] += 1
             if disk.exposed is not None:
                 disk.undo.setdefault(identity, old)
             disk.tuples[identity] = new
             past = disk.seen.get(identity, frozenset())
-            self.wrote((at, disk.origin), change, past)
-            disk.seen[identity] = past | {(at, disk.origin)}
-        disk.clock = at
-        disk.vector[disk.origin] = at
+            parts.append((change, past))
+            disk.seen[identity] = past | {version}
+        self.wrote(version, parts, replaced)
+        disk.clock = disk.vector[disk.origin] = self._known = version[0]
         context = {o: t for o, t in before.items() if o != disk.origin}
         rows = json.loads("{" + encode_body(tenant, changes))["changes"]
-        self._append(
-            at, disk.origin, previous, len(changes), context, extra, tenant, json.dumps(rows)
-        )
-        self._known = disk.clock
-        return at, disk.origin
+        entry = FeedEntry(version[0], version[1], version[0], len(changes), b"")
+        self._append(entry, previous, context, extra, tenant, rows)
+        return version
+
+    def _page_of(self, identity: Identity) -> Vector:
+        """What was taken over with a page of the tuple's bucket."""
+        return self.disk.beyond.get(bucket_of(identity[0], identity[1]), {})
 
     def _append(  # noqa: PLR0917 — the fields of a transaction
         self,
-        at: int,
-        origin: str,
+        entry: FeedEntry,
         previous: int,
-        changes: int,
         context: Vector,
         extra: Mapping[str, Vector],
         tenant: str,
-        rows: str,
+        rows: Sequence[Any],
     ) -> None:
-        beyond = {index: encode_vector(vector) for index, vector in extra.items()}
-        text = json.dumps(
-            {
-                "format": 1,
-                "origin": origin,
-                "timestamp": str(at),
-                "previous": str(0 if changes == 0 else previous),
-                "context": encode_vector(context),
-                **({"beyond": beyond} if beyond else {}),
-                "tenant": tenant,
-                "changes": json.loads(rows),
-            }
-        )
-        self.disk.feed.append(FeedEntry(at, origin, at, changes, text.encode()))
+        text: dict[str, Any] = {
+            "format": 1,
+            "origin": entry.origin,
+            "timestamp": str(entry.timestamp),
+            "previous": str(previous),
+            "context": encode_vector(context),
+            "tenant": tenant,
+            "changes": rows,
+        }
+        if extra:
+            text["beyond"] = {index: encode_vector(vector) for index, vector in extra.items()}
+        self.disk.feed.append(entry._replace(text=json.dumps(text).encode()))
 
     async def merge(self, batch: bytes) -> Merged:
+        """Take in transactions of other origins; see `RedisStore.merge`."""
         disk = self.disk
         outcome, detail, applied = MergeOutcome.APPLIED, "", 0
         held: dict[str, str] = {}
@@ -327,9 +396,11 @@ class MemoryStore:
             origin, at, previous = one["origin"], int(one["timestamp"]), int(one["previous"])
             reached = disk.vector.get(origin, 0)
             if at <= reached or origin in held:
+                self.happened["repeats"] += at <= reached
                 continue
             if previous > reached and origin not in disk.parked:
                 outcome, detail = MergeOutcome.GAP, origin
+                self.happened["gaps"] += 1
                 break
             if origin == disk.origin:
                 outcome, detail = MergeOutcome.LOST, "a peer holds writes that are not here"
@@ -339,50 +410,59 @@ class MemoryStore:
             elif at > self._now_us() + self._skew_us:
                 held[origin] = "ahead"
                 disk.parked[origin] = {"reason": "ahead", "timestamp": str(at)}
+                self.happened["parked"] += 1
             else:
-                disk.clock = tick(disk.clock, self._now_us(), at)
-                self._apply(one, origin, at, previous)
-                disk.vector[origin] = at
-                disk.parked.pop(origin, None)
-                entry = FeedEntry(disk.clock, origin, at, len(one["changes"]), line)
-                disk.feed.append(entry)
+                self._take_in(one, line)
                 applied += 1
         self._known = disk.clock
         return Merged(outcome, detail, applied, dict(disk.vector), held)
 
-    def _apply(self, one: dict[str, Any], origin: str, at: int, previous: int) -> None:
+    def _take_in(self, one: Mapping[str, Any], line: bytes) -> None:
+        disk, origin, at = self.disk, one["origin"], int(one["timestamp"])
+        disk.clock = tick(disk.clock, self._now_us(), at)
+        self._apply(one, (at, origin))
+        disk.vector[origin] = at
+        disk.parked.pop(origin, None)
+        disk.feed.append(FeedEntry(disk.clock, origin, at, len(one["changes"]), line))
+        self.happened["merged"] += 1
+
+    def _apply(self, one: Mapping[str, Any], version: Version) -> None:
         disk, tenant = self.disk, one["tenant"]
         context = {o: int(t) for o, t in one["context"].items()}
-        context[origin] = max(context.get(origin, 0), previous)
+        context[version[1]] = max(context.get(version[1], 0), int(one["previous"]))
         for index, row in enumerate(one["changes"], 1):
             change = change_of_row(tenant, row)
             identity = change.relationship.identity
-            page = disk.beyond.get(bucket_of(tenant, change.relationship.resource), {})
-            disk.seen[identity] = disk.seen.get(identity, frozenset()) | {(at, origin)}
-            if covers(page, (at, origin)):
+            disk.seen[identity] = disk.seen.get(identity, frozenset()) | {version}
+            if covers(self._page_of(identity), version):
+                self.happened["came with a page"] += 1
                 continue
             extra = {o: int(t) for o, t in one.get("beyond", {}).get(str(index), {}).items()}
-            state, conflicts = absorb(
+            disk.tuples[identity], conflicts = absorb(
                 disk.tuples.get(identity, TupleState()),
-                (at, origin),
+                version,
                 sibling_of(change),
                 pointwise_max(context, extra),
                 disk.vector,
                 self.rules,
             )
-            disk.tuples[identity] = state
-            for _, whose in conflicts:
-                self.conflicts[whose] += 1
+            self._count(whose for _, whose in conflicts)
+
+    def _count(self, winners: Iterable[Winner]) -> None:
+        for whose in winners:
+            self.conflicts[whose] += 1
+            self.happened["conflicts"] += 1
 
     # -- states -----------------------------------------------------------------------------------
 
     async def states(self, first: int, buckets: int, tuples: int) -> States:
+        """Whole buckets and the vector they are judged by; see `RedisStore.states`."""
         disk, found, count = self.disk, [], 0
         last = min(first + buckets, relationship.BUCKETS)
         by_bucket: dict[int, list[tuple[str, str, str]]] = {}
-        for (tenant, resource, relation, subject), state in disk.tuples.items():
-            row = (f"{tenant}/{resource}", f"{relation}#{subject}", encode_state(state, self.rules))
-            by_bucket.setdefault(bucket_of(tenant, resource), []).append(row)
+        for identity, state in disk.tuples.items():
+            row = (*names_of(identity), encode_state(state, self.rules))
+            by_bucket.setdefault(bucket_of(identity[0], identity[1]), []).append(row)
         number = first
         while number < last and count < tuples:
             rows = by_bucket.get(number, [])
@@ -395,6 +475,7 @@ class MemoryStore:
         """The simulator waits; nothing to do here."""
 
     async def absorb(self, page: bytes, way: Way, progress: str = "") -> Absorbed:
+        """Take in a page; see `RedisStore.absorb`."""
         disk = self.disk
         buckets = [json.loads(line) for line in page.split(b"\n")]
         seen = max((int(t) for b in buckets for t in b["vector"].values()), default=0)
@@ -403,43 +484,56 @@ class MemoryStore:
         for one in buckets:
             if int(one["vector"].get(disk.origin, 0)) > disk.vector[disk.origin]:
                 raise Unavailable("store_lost_writes", "a peer holds writes that are not here")
-        disk.clock = tick(disk.clock, self._now_us(), seen)
+        disk.clock = self._known = tick(disk.clock, self._now_us(), seen)
         appeared = disappeared = 0
         for one in buckets:
-            number = one["bucket"]
             vector = {o: int(t) for o, t in one["vector"].items()}
-            taken = disk.beyond.get(number, {})
             theirs = {identity_of(row[0], row[1]): decode_state(row[3]) for row in one["tuples"]}
-            mine = {i: s for i, s in disk.tuples.items() if bucket_of(i[0], i[1]) == number}
-            for identity in theirs.keys() | mine.keys():
-                before = self.visible(identity)
-                new = self._joined(
-                    mine.get(identity, TupleState()),
-                    theirs.get(identity, TupleState()),
-                    pointwise_max(disk.vector, taken),
-                    vector,
-                    way,
-                )
-                if new is None:
-                    disk.tuples.pop(identity, None)
-                else:
-                    disk.tuples[identity] = new
-                after = self.visible(identity)
-                appeared += after is not None and after != before
-                disappeared += after is None and before is not None
-            for key, name, versions in one.get("seen", []):
-                identity = identity_of(key, name)
-                theirs_seen = {(int(at), origin) for at, origin in versions}
-                disk.seen[identity] = disk.seen.get(identity, frozenset()) | theirs_seen
-            left = above(pointwise_max(taken, vector), disk.vector)
-            if left:
-                disk.beyond[number] = left
-            else:
-                disk.beyond.pop(number, None)
-        if progress:
-            disk.progress = progress
-        self._known = disk.clock
+            came, went = self._absorb_bucket(one["bucket"], vector, theirs, way)
+            appeared, disappeared = appeared + came, disappeared + went
+            self._note_seen(one.get("seen", []))
+        disk.progress = progress or disk.progress
         return Absorbed(AbsorbOutcome.ABSORBED, appeared, disappeared)
+
+    def _absorb_bucket(
+        self, number: int, vector: Vector, theirs: Mapping[Identity, TupleState], way: Way
+    ) -> tuple[int, int]:
+        """Returns how many tuples appeared or changed, and how many disappeared."""
+        disk = self.disk
+        taken = disk.beyond.get(number, {})
+        mine = {i: s for i, s in disk.tuples.items() if bucket_of(i[0], i[1]) == number}
+        appeared = disappeared = 0
+        for identity in theirs.keys() | mine.keys():
+            before = self.visible(identity)
+            new = self._joined(
+                mine.get(identity, TupleState()),
+                theirs.get(identity, TupleState()),
+                pointwise_max(disk.vector, taken),
+                vector,
+                way,
+            )
+            if new is None:
+                disk.tuples.pop(identity, None)
+            else:
+                disk.tuples[identity] = new
+            after = self.visible(identity)
+            appeared += after is not None and after != before
+            disappeared += after is None and before is not None
+        self._set_page(number, above(pointwise_max(taken, vector), disk.vector))
+        return appeared, disappeared
+
+    def _set_page(self, number: int, left: Vector) -> None:
+        if left:
+            self.disk.beyond[number] = left
+        else:
+            self.disk.beyond.pop(number, None)
+
+    def _note_seen(self, known: Sequence[Any]) -> None:
+        """For the oracle: what the other side had taken in, of every tuple of a bucket."""
+        for key, name, versions in known:
+            identity = identity_of(key, name)
+            theirs = {(int(at), origin) for at, origin in versions}
+            self.disk.seen[identity] = self.disk.seen.get(identity, frozenset()) | theirs
 
     def _joined(
         self, mine: TupleState, theirs: TupleState, reached: Vector, vector: Vector, way: Way
@@ -450,13 +544,13 @@ class MemoryStore:
             kept = {v: s for v, s in mine.siblings.items() if not covers(their_context, v)}
             mine, my_context = TupleState(kept, mine.beyond), {}
         state, conflicts = join(mine, theirs, my_context, their_context, self.rules)
-        for *_, whose in conflicts:
-            self.conflicts[whose] += 1
+        self._count(whose for *_, whose in conflicts)
         if state is None:
             return None
         return TupleState(state.siblings, above(state.beyond, pointwise_max(reached, vector)))
 
     async def finish(self, start: Vector, progress: str) -> bool:
+        """The end of a transfer; see `RedisStore.finish`."""
         disk = self.disk
         if progress:
             if disk.progress != progress:
@@ -465,53 +559,73 @@ class MemoryStore:
                 if at > disk.vector.get(origin, 0):
                     disk.vector[origin] = disk.floor[origin] = at
             disk.progress = ""
+            self.happened["transfers"] += 1
         await self.let_go({})
         return True
 
-    async def let_go(self, ended: Mapping[str, int]) -> None:
+    async def let_go(self, ended: Mapping[str, int], is_whole: bool = False) -> None:
         """Forget what was taken over with pages, where the vector has reached it or nobody will."""
         disk = self.disk
-        reached = {**disk.vector, **dict.fromkeys(ended, 2**53)}
+        named = [origin for vector in disk.beyond.values() for origin in vector]
+        gone = [origin for origin in named if is_whole and self._is_gone(origin)]
+        reached = {**disk.vector, **dict.fromkeys([*ended, *gone], 2**53)}
         for origin, waits in list(disk.parked.items()):
             if int(waits["timestamp"]) <= disk.vector.get(origin, 0):
                 del disk.parked[origin]
-        left = {b: above(v, reached) for b, v in disk.beyond.items()}
-        self.disk.beyond = {bucket: vector for bucket, vector in left.items() if vector}
+        for number, vector in list(disk.beyond.items()):
+            self._set_page(number, above(vector, reached))
 
     # -- collection -------------------------------------------------------------------------------
 
     async def rows(self, nodes: Sequence[str]) -> dict[str, Vector]:
+        """The rows that were believed, of these nodes."""
         return {node: self.disk.known[node] for node in nodes if node in self.disk.known}
 
     async def store_rows(self, rows: Mapping[str, Vector]) -> None:
+        """Remember believed rows."""
         self.disk.known.update({node: dict(row) for node, row in rows.items()})
 
     async def collect(self, stable: Vector, ended: Mapping[str, int], after: int = 0) -> int | None:
+        """Collect among the unsettled tuples, all at once; -1: not now."""
         disk = self.disk
+        if all(state.is_settled for state in disk.tuples.values()):
+            return None
         if disk.beyond:
             return -1
         for identity, state in list(disk.tuples.items()):
             beyond = {o: min(t, ended.get(o, t)) for o, t in state.beyond.items()}
+            beyond = {o: t for o, t in beyond.items() if not self._is_gone(o)}
             trimmed = TupleState(state.siblings, above(beyond, disk.vector))
             new = collect(trimmed, stable, self.rules)
             if new is None:
                 del disk.tuples[identity]
-            else:
+            elif new.is_settled or (state.beyond and not new.beyond):
                 disk.tuples[identity] = new
+            self.happened["collected"] += new is None
+            self.happened["losers collected"] += len(state.siblings) > 1 and new != trimmed
         return None
 
+    def _is_gone(self, origin: str) -> bool:
+        """Whether nobody has anything of it, if all have heard of the newest incarnations."""
+        newest = newest_origins(self.disk.vector).get(node_of(origin), "")
+        return origin not in self.disk.vector and origin < newest
+
     async def unsettled(self) -> int:
+        """How many tuples are not one live sibling."""
         return sum(not state.is_settled for state in self.disk.tuples.values())
 
     def trim(self, up_to: int) -> None:
-        """Drop the feed up to this revision."""
+        """Drop the feed up to this revision, but for what may have to be set aside."""
         disk = self.disk
+        up_to = min(up_to, up_to if disk.exposed is None else disk.exposed - 1)
+        self.happened["trimmed"] += 1
         for entry in disk.feed:
             if entry.revision <= up_to and entry.origin != TRANSFER:
                 disk.floor[entry.origin] = max(disk.floor.get(entry.origin, 0), entry.timestamp)
         disk.feed = [entry for entry in disk.feed if entry.revision > up_to]
 
     async def feed_after(self, revision: int, count: int) -> list[FeedEntry]:
+        """At most `count` entries with a revision above this one, in order."""
         found = (entry for entry in self.disk.feed if entry.revision > revision)
         return [entry for entry, _ in zip(found, range(count), strict=False)]
 
@@ -524,81 +638,3 @@ class MemoryStore:
             return None
         best = self.rules.winner(state.siblings)
         return best if state.siblings[best].operation is Operation.INSERT else None
-
-
-def sibling_of(change: Change) -> Sibling:
-    one = change.relationship
-    is_insert = change.operation is Operation.INSERT
-    return Sibling(
-        change.operation,
-        one.condition if is_insert else None,
-        one.expires_at if is_insert else None,
-    )
-
-
-def change_of_row(tenant: str, row: Sequence[Any]) -> Change:
-    """A change from its row in a transaction's JSON."""
-    sign, resource, relation, subject, _, _, *payload = row
-    condition, expires_at = (*payload, "", "")[:2]
-    one = relationship.Relationship(
-        tenant,
-        resource,
-        relation,
-        subject,
-        condition or None,
-        int(expires_at) if expires_at else None,
-    )
-    return Change(Operation.INSERT if sign == "+" else Operation.DELETE, one)
-
-
-def identity_of(key: str, name: str) -> Identity:
-    """The tuple stored under `tenant/resource` and `relation#subject`."""
-    tenant, _, resource = key.partition("/")
-    relation, _, subject = name.partition("#")
-    return tenant, resource, relation, subject
-
-
-def encode_state(state: TupleState, rules: Rules) -> str:
-    """The text of a state, always in its long form; see `lua/lib/state.lua`."""
-    best = rules.winner(state.siblings)
-    versions = [best, *(v for v in state.siblings if v != best)]
-    siblings = [
-        [
-            str(at),
-            origin,
-            _sign(state.siblings[at, origin]),
-            state.siblings[at, origin].condition or "",
-            str(state.siblings[at, origin].expires_at or ""),
-        ]
-        for at, origin in versions
-    ]
-    long: dict[str, Any] = {"siblings": siblings, "revision": str(best[0])}
-    if state.beyond:
-        long["beyond"] = encode_vector(state.beyond)
-    return _sign(state.siblings[best]) + json.dumps(long)
-
-
-def decode_state(text: str) -> TupleState:
-    """The state in a value of a `t:` hash, as `lua/lib/state.lua` says it is written."""
-    sign, rest = text[0], text[1:]
-    if not rest.startswith("{"):
-        timestamp, origin, *_ = rest.split(" ")
-        return TupleState({(int(timestamp), origin): Sibling(_operation(sign))})
-    long = json.loads(rest)
-    siblings = {}
-    for timestamp, origin, mark, condition, expires_at in long["siblings"]:
-        siblings[(int(timestamp), origin)] = Sibling(
-            _operation(mark), condition or None, int(expires_at) if expires_at else None
-        )
-    if long["siblings"][0][2] != sign:
-        raise Refused("bad_page", f"the winner of {text} does not stand first")
-    beyond = {origin: int(t) for origin, t in long.get("beyond", {}).items()}
-    return TupleState(siblings, beyond)
-
-
-def _sign(sibling: Sibling) -> str:
-    return "+" if sibling.operation is Operation.INSERT else "-"
-
-
-def _operation(sign: str) -> Operation:
-    return Operation.INSERT if sign == "+" else Operation.DELETE

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.routing import Graph, carried, distances, neighbours
-from tests.sim.world import chain, mesh, one_way_ring, ring, star
+from tests.sim.shapes import chain, mesh, one_way_ring, ring, star
 
 NAMES = ["a", "b", "c", "d", "e"]
 

@@ -1,0 +1,45 @@
+"""The histories have teeth: each broken rule is found, and it is said how soon."""
+
+import itertools
+
+import pytest
+
+from sidecar.core.conflict import ConflictResolutionStrategy
+from tests.sim.histories import Violation, play
+from tests.sim.shapes import SHAPES
+from tests.sim.variants import VARIANTS
+
+HISTORIES = 150
+"""Far more than any of them needs: each was found in the first 20."""
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_broken_rule_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find(name, 5_000, monkeypatch)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first_seed", [6_000, 7_000, 8_000])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_broken_rule_is_found_from_anywhere(
+    name: str, first_seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find(name, first_seed, monkeypatch)
+
+
+def find(name: str, first_seed: int, patch: pytest.MonkeyPatch) -> None:
+    breaks, strategy = VARIANTS[name]
+    breaks(patch)
+    count, violation = histories_until_found(first_seed, strategy)
+    print(f"{name}: found in history {count}: {violation.splitlines()[0][:120]}")
+
+
+def histories_until_found(first_seed: int, strategy: str) -> tuple[int, str]:
+    """How many histories it took, and what was wrong in the last one."""
+    shapes = itertools.cycle(SHAPES)
+    for count in range(1, HISTORIES + 1):
+        try:
+            play(first_seed + count, ConflictResolutionStrategy(strategy), next(shapes))
+        except Violation as violation:
+            return count, str(violation)
+    pytest.fail(f"not found in {HISTORIES} histories")
