@@ -139,6 +139,7 @@ async def running_node(
     rules: Rules = LWW,
     clock: WallClock | None = None,
     prefix: str | None = None,
+    random_bits: Callable[[int], int] | None = None,
     **options: Any,
 ) -> AsyncIterator[Node]:
     """A node with the prefix of its name; a failure of its own is raised as it is."""
@@ -151,7 +152,7 @@ async def running_node(
             rules=rules,
             metrics=metrics,
             now_us=node_clock,
-            random_bits=random.Random(name).getrandbits,
+            random_bits=random_bits or random.Random(name).getrandbits,
             **options,
         ) as store:
             yield Node(store, valkey, node_clock, metrics)
