@@ -138,7 +138,9 @@ class Peers:
             "rows": {node: encode_vector(row) for node, row in self.rows.told().items()},
         }
         if to is not None:
-            facts["claims"] = encode_vector(self.rows.claims_of(to))
+            # Also an incarnation that was only named: it may have been lost before it was safe.
+            named = {self._named[to]: 0} if to in self._named else {}
+            facts["claims"] = encode_vector({**named, **self.rows.claims_of(to)})
         return facts
 
     # -- what others tell -------------------------------------------------------------------------
