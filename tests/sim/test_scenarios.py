@@ -9,7 +9,7 @@ from sidecar.core.routing import Graph
 from sidecar.store.calls import Phase
 from tests.sim.histories import STRATEGIES
 from tests.sim.shapes import chain, mesh, ring
-from tests.sim.world import KEYS, MS, S, World
+from tests.sim.world import KEYS, MS, S, World, run
 
 TUPLE = KEYS[0]
 DELETE_WINS = ConflictResolutionStrategy.DELETE_WINS
@@ -197,7 +197,7 @@ def test_a_node_restored_from_an_old_copy_brings_nothing_back(
 
 
 @each_strategy
-def test_a_node_that_is_behind_takes_no_writes_before_it_has_caught_up_also_after_a_restart(
+def test_a_node_that_is_behind_takes_no_writes_before_it_has_caught_up(
     strategy: ConflictResolutionStrategy,
 ) -> None:
     world = world_of(strategy, mesh(["a", "b"]))
@@ -222,6 +222,26 @@ def test_a_node_that_is_behind_takes_no_writes_before_it_has_caught_up_also_afte
     world.mend()
     world.settle()
     assert world.everywhere(TUPLE) is None
+
+
+@each_strategy
+def test_a_node_that_lost_its_incarnation_after_naming_it_begins_a_further_one(
+    strategy: ConflictResolutionStrategy,
+) -> None:
+    """b had said hello as it and is proved to lack nothing; its older one must not stay refused."""
+    world = world_of(strategy, mesh(["a", "b"]))
+    run(world.nodes["b"].store.begin({}))
+    lost = world.nodes["b"].store.origin
+    world.run_for(1 * S)
+    world.kill("b", loses=True)
+    world.start()
+    written = None
+    while written is None:
+        world.run_for(100 * MS)
+        written = world.insert("b", TUPLE)
+    world.settle()
+    assert lost != written[1]
+    assert world.everywhere(TUPLE) == written
 
 
 @each_strategy

@@ -1,12 +1,16 @@
 """The histories have teeth: each broken rule is found, and it is said how soon."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
 from sidecar.core.conflict import ConflictResolutionStrategy
+from tests.sim import test_scenarios as stories
+from tests.sim import variants
 from tests.sim.histories import Violation, play
 from tests.sim.shapes import SHAPES
+from tests.sim.test_scenarios import each_strategy
 from tests.sim.variants import VARIANTS
 
 HISTORIES = 150
@@ -16,6 +20,31 @@ HISTORIES = 150
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_broken_rule_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find(name, 5_000, monkeypatch)
+
+
+@each_strategy
+@pytest.mark.parametrize(
+    ("breaks", "story"),
+    [
+        (
+            variants.forget_over_a_restart_what_it_lacks,
+            stories.test_a_node_that_is_behind_takes_no_writes_before_it_has_caught_up,
+        ),
+        (
+            variants.forget_over_a_restart_what_was_exposed,
+            stories.test_a_write_from_an_old_copy_is_written_again_where_a_tombstone_was_collected,
+        ),
+    ],
+)
+def test_a_story_finds_what_histories_meet_too_rarely(
+    breaks: variants.Break,
+    story: Callable[[ConflictResolutionStrategy], None],
+    strategy: ConflictResolutionStrategy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    breaks(monkeypatch)
+    with pytest.raises(AssertionError):
+        story(strategy)
 
 
 @pytest.mark.soak

@@ -11,7 +11,7 @@ from sidecar.core.collection import Rows
 from sidecar.core.session import AckOutcome, acknowledge
 from sidecar.core.state import TupleState, absorb
 from sidecar.core.vector import Vector, newest_origins, pointwise_max
-from sidecar.store.calls import States
+from sidecar.store.calls import Phase, States
 from tests.sim import memory_store
 from tests.sim.memory_store import MemoryStore
 
@@ -138,6 +138,27 @@ def trust_a_start_while_unproven(patch: pytest.MonkeyPatch) -> None:
         self._take_phase()
 
     patch.setattr(MemoryStore, "reopen", reopen)
+
+
+def forget_over_a_restart_what_it_lacks(patch: pytest.MonkeyPatch) -> None:
+    """A node that is behind and restarts cut off begins anew as if nobody had told it anything."""
+
+    def behind(self: MemoryStore) -> Vector:
+        return {} if self.phase is Phase.UNPROVEN else self.disk.behind
+
+    patch.setattr(MemoryStore, "behind", property(behind))
+
+
+def forget_over_a_restart_what_was_exposed(patch: pytest.MonkeyPatch) -> None:
+    """Only what the last exposed incarnation has written can be set aside."""
+    right = MemoryStore._begin
+
+    def begin(self: MemoryStore, behind: Vector | None, known: Collection[str] = ()) -> None:
+        if behind is None:
+            self.disk.exposed, self.disk.undo = None, {}
+        right(self, behind, known)
+
+    patch.setattr(MemoryStore, "_begin", begin)
 
 
 VARIANTS: dict[str, tuple[Break, str]] = {
