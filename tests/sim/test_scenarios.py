@@ -232,7 +232,9 @@ def test_a_node_that_lost_its_incarnation_after_naming_it_begins_a_further_one(
     world = world_of(strategy, mesh(["a", "b"]))
     run(world.nodes["b"].store.begin({}))
     lost = world.nodes["b"].store.origin
-    world.run_for(1 * S)
+    while not any(s.is_greeted and s.origin == lost for s in world.sessions_of(world.nodes["b"])):
+        world.run_for(1 * MS)
+        assert world.now_us < 20 * S, "it has not said hello"
     world.kill("b", loses=True)
     world.start()
     written = None
