@@ -203,12 +203,12 @@ class Peers:
         if lacks and store.phase is Phase.BEHIND and not is_outdated:
             return  # it knows already, and must come up with every node anyway
         if lacks:
+            await self.begin(
+                pointwise_max(pointwise_max(claims, store.vector), store.behind), known
+            )
             log.error(
                 "this node has lost what it once had; it serves nothing until it has caught up",
                 extra={"peer": node, "lacks": ", ".join(f"{o}@{t}" for o, t in lacks.items())},
-            )
-            await self.begin(
-                pointwise_max(pointwise_max(claims, store.vector), store.behind), known
             )
         elif is_reused or is_outdated:
             # What it wrote before is lost here: the places must not be used again.
