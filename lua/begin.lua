@@ -11,8 +11,8 @@
 -- ARGV 8 exposed      "1": what is written can be undone until a peer has told what this node once had
 -- ARGV 9 behind       "", or JSON of a vector that this node once had: it must catch up before it
 --                     writes, and what an exposed incarnation has written is set aside
--- REPLY  outcome      "begun", then origin, clock, vector as JSON, and how many transactions were
---                     set aside
+-- REPLY  outcome      "begun", then origin, clock, vector as JSON, how many transactions were set
+--                     aside, and the first incarnation of this data set
 -- FLAGS  allow-oom
 --
 -- @include keys
@@ -21,10 +21,13 @@
 -- @include undo
 local self = node.read('0') or { origin = '', clock = 0, vector = {}, exposed = false }
 local aside = 0
+-- Up to here the feed is what readers of the incarnation before were told.
+local last = self.clock
 
 if ARGV[9] ~= '' and self.exposed then
   undo.restore()
   local first = redis.call('HGET', keys.meta, 'exposed')
+  last = tonumber(first) - 1
   local entries = redis.call('XRANGE', keys.feed, first .. '-0', '+')
   for _, entry in ipairs(entries) do
     if entry[2][2] == self.origin then
@@ -44,6 +47,7 @@ local at = node.tick(self, tonumber(ARGV[1]), 0)
 redis.call('HSET', keys.meta, 'node', ARGV[2], 'format', ARGV[4], 'partitions', ARGV[5],
   'rules', ARGV[6], 'run_id', ARGV[7])
 redis.call('HDEL', keys.meta, 'exposed', 'behind')
+if self.origin ~= '' then redis.call('HSET', keys.meta, 'last:' .. self.origin, number.text(last)) end
 redis.call('DEL', keys.undo)
 node.begin(self, origin, at, transaction.format)
 if ARGV[9] ~= '' then
@@ -51,4 +55,7 @@ if ARGV[9] ~= '' then
 elseif ARGV[8] == '1' then
   redis.call('HSET', keys.meta, 'exposed', number.text(at))
 end
-return { 'begun', origin, number.text(at), node.vector_json(self.vector), number.text(aside) }
+return {
+  'begun', origin, number.text(at), node.vector_json(self.vector), number.text(aside),
+  redis.call('HGET', keys.meta, 'born'),
+}

@@ -14,6 +14,7 @@ from typing import Any
 from sidecar.core import relationship
 from sidecar.core.clock import incarnation, tick
 from sidecar.core.conflict import Rules, Sibling
+from sidecar.core.membership import newest_removed
 from sidecar.core.relationship import Change, Identity, Operation, bucket_of
 from sidecar.core.session import TRANSFER
 from sidecar.core.state import TupleState, Winner, absorb, collect, join, write
@@ -60,6 +61,9 @@ class Disk:
     known: dict[str, Vector] = field(default_factory=dict)
     parked: dict[str, dict[str, str]] = field(default_factory=dict)
     undo: Undo = field(default_factory=dict)
+    born: str = ""
+    members: tuple[str, ...] = ()
+    removed: Mapping[str, str] = field(default_factory=dict)
     aside: list[tuple[str, str, list[Any]]] = field(default_factory=list)
     feed: list[FeedEntry] = field(default_factory=list)
     seen: dict[Identity, frozenset[Version]] = field(default_factory=dict)
@@ -191,6 +195,19 @@ class MemoryStore:
     def progress(self) -> str:
         return self.disk.progress
 
+    @property
+    def born(self) -> str:
+        return self.disk.born
+
+    async def members(self, members: Sequence[str], removed: Mapping[str, str]) -> dict[str, str]:
+        disk = self.disk
+        newest = newest_origins(disk.vector)
+        gone = {n: newest[n] for n in disk.members if n not in members and n in newest}
+        disk.removed = newest_removed(newest_removed(disk.removed, gone), removed)
+        disk.known = {node: row for node, row in disk.known.items() if node in members}
+        disk.members = tuple(sorted(members))
+        return dict(disk.removed)
+
     async def prove(self) -> None:
         if self._phase is Phase.UNPROVEN:
             self.disk.run_id = self.server
@@ -220,6 +237,7 @@ class MemoryStore:
             now_ms = max(now_ms, int(newest, 36) + 1)
         name = incarnation(now_ms, self._random_bits(20))
         disk.origin, disk.clock = f"{self.node}.{name}", at
+        disk.born = disk.born or disk.origin
         disk.vector[disk.origin] = at
         self._append(at, disk.origin, at, 0, {}, {}, "default", "[]")
 
