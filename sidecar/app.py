@@ -16,6 +16,7 @@ from aiohttp import web
 
 from sidecar import logs
 from sidecar.admin.conflicts import ConflictLog
+from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
 from sidecar.agent.collect import collect
 from sidecar.agent.peers import Peers
@@ -138,7 +139,8 @@ async def _serve(
     )
 
     answers = Answers(node)
-    admin = admin_app(metrics, health, ConflictLog(store, answers))
+    operations = Operations(node, store, peers, shipping, answers)
+    admin = admin_app(metrics, health, ConflictLog(store, answers), operations)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
         ("admin", config.admin_address, AppListener(admin, answers)),
         (
