@@ -285,7 +285,7 @@ def accept_loss_(url: AdminOption = ADMIN_URL) -> None:
     """Let a node that catches up go on without what it has lost.
 
     For when the nodes that have the rest are gone for good: writes that only they had stay lost,
-    and what they had deleted is in view again. If one of them returns after all, it is caught up with.
+    and what they had deleted is in view again. One that returns after all is caught up with.
     """
     with _one_line():
         from sidecar.operations import accept_loss

@@ -35,7 +35,7 @@ async def reset_node(config: Config, *, is_sure: bool, say: Callable[[str], None
             _check(stored, node, where)
             say(
                 f"{where} holds the data of {node}: {stored.tuples:,} tuples (with those "
-                f"that are remembered as deleted), {stored.transactions:,} transactions in the feed, "
+                f"remembered as deleted), {stored.transactions:,} transactions in the feed, "
                 f"{stored.keys:,} keys"
             )
             if not is_sure:
