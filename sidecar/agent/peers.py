@@ -136,10 +136,11 @@ class Peers:
                 self.rows.restore(await store.rows(self._others))
                 self._is_prepared = True
             removed = newest_removed(self.removed, self._told_removed)
-            if self._members_of != store.origin or removed != self.removed:
-                # Another incarnation may have lost it with the rest.
-                self._members_of = store.origin
+            origin = store.origin
+            if self._members_of != origin or removed != self.removed:
+                # With an incarnation the store may have lost this, too.
                 self.removed = await store.members(self.rows.members, removed)
+                self._members_of = origin
 
     # -- what this node tells ---------------------------------------------------------------------
 

@@ -233,7 +233,8 @@ async def test_a_frame_above_the_limit_ends_the_session(node: Node) -> None:
         "[]",
         "null",
         "{}",
-        json.dumps(TRANSACTION | {"format": 2}),
+        json.dumps(TRANSACTION | {"format": 2, "previous": None}),
+        json.dumps({k: v for k, v in TRANSACTION.items() if k != "format"}),
         json.dumps(TRANSACTION | {"origin": "nobody"}),
         json.dumps(TRANSACTION | {"timestamp": 1790000000000001}),
         json.dumps(TRANSACTION | {"timestamp": "0"}),
@@ -278,6 +279,14 @@ async def test_a_batch_from_the_far_future_is_held_back_with_the_reason(node: No
         assert ORIGIN not in ack["vector"]
         await socket.send_str(json.dumps({"type": "heartbeat", "clock": "0", "vector": {}}))
         assert (await heard(socket))["type"] == "heartbeat"
+
+
+async def test_a_batch_of_a_later_release_is_held_back_with_the_reason(node: Node) -> None:
+    async with session_with(node) as socket:
+        await socket.send_str(batch(json.dumps(TRANSACTION | {"format": 2, "changes": "new"})))
+        ack = await heard(socket)
+        assert (ack["type"], ack["outcome"]) == ("ack", "applied"), ack
+        assert ack["parked"] == {ORIGIN: "it has format 2, this release reads 1"}
 
 
 async def test_a_second_session_of_a_node_takes_the_place_of_the_first(node: Node) -> None:
