@@ -82,8 +82,8 @@ do
   -- `unknown` says why. nil when not even that can be read.
   local function unread(tx)
     local timestamp, previous = number.parse(tx.timestamp), number.parse(tx.previous)
-    if not is_whole(tx.format, 1000000) or not is_origin(tx.origin) or not timestamp
-      or not previous or previous >= timestamp
+    if not is_whole(tx.format, 1000000) or tx.format == 0 or not is_origin(tx.origin)
+      or not timestamp or not previous or previous >= timestamp
     then
       return nil, 'unknown format'
     end
@@ -101,8 +101,8 @@ do
     if tx.format ~= transaction.format then return unread(tx) end
     local timestamp, previous = number.parse(tx.timestamp), number.parse(tx.previous)
     local context = is_vector(tx.context)
-    if not is_origin(tx.origin) or not timestamp or not previous or previous >= timestamp or not context
-      or type(tx.tenant) ~= 'string' or not string.find(tx.tenant, '^[a-zA-Z0-9_-]+$')
+    if not is_origin(tx.origin) or not timestamp or not previous or previous >= timestamp
+      or not context or type(tx.tenant) ~= 'string' or not string.find(tx.tenant, '^[a-zA-Z0-9_-]+$')
     then
       return nil, 'origin, timestamp, previous, context or tenant is malformed'
     end

@@ -111,6 +111,8 @@ async def test_a_hello_that_agrees_is_welcome(node: Node) -> None:
     assert welcome.pop("vector").keys() == node.vector.keys()
     assert welcome.pop("durable").keys() == node.vector.keys()
     assert int(welcome.pop("clock")) > 0
+    assert int(welcome.pop("wall")) > 1_790_000_000_000_000
+    assert welcome.pop("born").startswith("node1.")
     # What of node2 was heard in other tests it may tell or not.
     assert welcome.pop("rows").keys() <= {"node2"}
     assert welcome.pop("claims").keys() <= {ORIGIN}
@@ -126,6 +128,7 @@ async def test_a_hello_that_agrees_is_welcome(node: Node) -> None:
         "phase": "serving",
         "new": True,
         "members": ["node1", "node2"],
+        "removed": {},
     }
 
 
