@@ -74,6 +74,6 @@ async def _server(url: str) -> AsyncIterator[str]:
 
 def _folder(url: str) -> Path:
     folder = Path(url.removeprefix(EMBEDDED))
-    if not folder.is_dir():
-        raise Refused("nothing_stored", f"there is no folder {folder}: there is nothing to reset")
+    if not (folder / "appendonlydir").is_dir():
+        raise Refused("nothing_stored", f"{folder} holds no data: there is nothing to reset")
     return folder
