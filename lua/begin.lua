@@ -12,8 +12,8 @@
 --                     so can what earlier incarnations have written since nobody has told
 -- ARGV 9 behind       "", or JSON of a vector that this node once had: it must catch up before it
 --                     writes, and what an exposed incarnation has written is set aside
--- REPLY  outcome      "begun", then origin, clock, vector as JSON, and how many transactions were
---                     set aside
+-- REPLY  outcome      "begun", then origin, clock, vector as JSON, how many transactions were set
+--                     aside, and the first incarnation of this data set
 -- FLAGS  allow-oom
 --
 -- @include keys
@@ -22,6 +22,8 @@
 -- @include undo
 local self = node.read('0') or { origin = '', clock = 0, vector = {}, exposed = false }
 local aside = 0
+-- Up to here the feed is what readers of the incarnation before were told.
+local last = self.clock
 
 if ARGV[9] ~= '' and self.exposed then
   undo.restore()
@@ -30,6 +32,7 @@ if ARGV[9] ~= '' and self.exposed then
     local is_own = string.match(origin, '^[^.]*') == ARGV[2]
     undone[origin] = is_own and timestamp >= tonumber(first) or nil
   end
+  last = tonumber(first) - 1
   local entries = redis.call('XRANGE', keys.feed, first .. '-0', '+')
   for _, entry in ipairs(entries) do
     if undone[entry[2][2]] then
@@ -42,6 +45,7 @@ if ARGV[9] ~= '' and self.exposed then
   end
   for origin in pairs(undone) do
     redis.call('HDEL', keys.vector, origin)
+    redis.call('HSET', keys.meta, 'last:' .. origin, number.text(last))
     self.vector[origin] = nil
   end
 end
@@ -51,6 +55,7 @@ local at = node.tick(self, tonumber(ARGV[1]), 0)
 redis.call('HSET', keys.meta, 'node', ARGV[2], 'format', ARGV[4], 'partitions', ARGV[5],
   'rules', ARGV[6], 'run_id', ARGV[7])
 redis.call('HDEL', keys.meta, 'behind')
+if self.origin ~= '' then redis.call('HSET', keys.meta, 'last:' .. self.origin, number.text(last)) end
 node.begin(self, origin, at, transaction.format)
 if ARGV[9] == '' and ARGV[8] == '1' then
   redis.call('HSETNX', keys.meta, 'exposed', number.text(at))
@@ -59,4 +64,7 @@ else
   redis.call('DEL', keys.undo)
 end
 if ARGV[9] ~= '' then redis.call('HSET', keys.meta, 'behind', ARGV[9]) end
-return { 'begun', origin, number.text(at), node.vector_json(self.vector), number.text(aside) }
+return {
+  'begun', origin, number.text(at), node.vector_json(self.vector), number.text(aside),
+  redis.call('HGET', keys.meta, 'born'),
+}

@@ -11,7 +11,7 @@
 --                    many transactions, conflicts won by what was stored here, conflicts won by what
 --                    arrived; the vector as JSON; last JSON, origin to reason, of what was parked:
 --                    it holds the rest of its origin, the other origins go on
--- ERRORS BADBATCH    not a batch of a known format; nothing was written
+-- ERRORS BADBATCH    not a batch of transactions; nothing was written
 --
 -- @include conflicts
 -- @include keys
@@ -116,6 +116,8 @@ for _, tx in ipairs(batch) do
     end
     if tx.previous > reached then
       parked.hold(tx.origin)
+    elseif tx.unknown then
+      parked.put(tx, now_us, tx.unknown)
     elseif tx.timestamp > now_us + skew_us then
       parked.put(tx, now_us, 'it is ' .. number.text((tx.timestamp - now_us) / 1000)
         .. ' ms ahead of the clock of this node')

@@ -14,7 +14,8 @@
 -- REPLY  outcome      "opened" | "unproven" | "lost", then origin, clock, vector as JSON; "1" while
 --                     the incarnation is exposed, the vector it must reach as JSON if it is behind,
 --                     the progress of a state transfer, the highest revision
---                     that was trimmed off the feed, and the floor as JSON
+--                     that was trimmed off the feed, the floor as JSON, and the first
+--                     incarnation of this data set
 -- ERRORS WRONGNODE    the data belongs to another node
 -- ERRORS WRONGFORMAT  the data has another format or partition count
 -- ERRORS WRONGRULES   the data was merged under another strategy
@@ -24,7 +25,7 @@
 -- @include node
 -- @include transaction
 local known = ARGV[2]
-local lost = { 'lost', '', '0', '{}', '', '', '', '0', '{}' }
+local lost = { 'lost', '', '0', '{}', '', '', '', '0', '{}', '' }
 local meta = redis.call('HMGET', keys.meta, 'node', 'format', 'partitions', 'rules')
 
 if not meta[1] then
@@ -57,4 +58,5 @@ return {
   outcome, self.origin, number.text(self.clock), node.vector_json(self.vector),
   self.exposed and '1' or '', redis.call('HGET', keys.meta, 'behind') or '',
   redis.call('HGET', keys.meta, 'transfer') or '', number.text(trimmed), node.vector_json(timestamps),
+  redis.call('HGET', keys.meta, 'born') or self.origin,
 }

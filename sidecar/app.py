@@ -16,6 +16,7 @@ from aiohttp import web
 
 from sidecar import logs
 from sidecar.admin.conflicts import ConflictLog
+from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
 from sidecar.agent.collect import collect
 from sidecar.agent.peers import Peers
@@ -97,7 +98,15 @@ async def _serve(
     tail = Tail(store, agent.buffer_size)
     dialler = await stack.enter_async_context(Dialler(timeout_s))
     graph = {str(n.id): [str(t.id) for t in topology.targets_of(n.id)] for n in topology.nodes()}
-    peers = Peers(store, node.id, regions, _monotonic_us, neighbours(graph, node.id))
+    peers = Peers(
+        store,
+        node.id,
+        regions,
+        _monotonic_us,
+        neighbours(graph, node.id),
+        wall_us=_now_us,
+        max_ahead_us=replication.max_clock_skew_ms * 1000,
+    )
     shipping = Shipping(
         store,
         tail,
@@ -125,10 +134,13 @@ async def _serve(
     )
     health = Health(node, store, shipping.targets)
     receiver = Receiver(store, peers, me, regions, timeout_s)
-    native = native_app(store=store, tail=tail, node=node, health=health.check)
+    native = native_app(
+        store=store, tail=tail, node=node, health=health.check, lost_of=peers.lost_of
+    )
 
     answers = Answers(node)
-    admin = admin_app(metrics, health, ConflictLog(store, answers))
+    operations = Operations(node, store, peers, shipping, answers)
+    admin = admin_app(metrics, health, ConflictLog(store, answers), operations)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
         ("admin", config.admin_address, AppListener(admin, answers)),
         (

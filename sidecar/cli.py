@@ -58,6 +58,9 @@ NodeOption = Annotated[
 UrlOption = Annotated[
     str, typer.Option("--url", help="A sidecar's app listener, such as http://127.0.0.1:8080.")
 ]
+ADMIN_URL = "http://127.0.0.1:8082"
+AdminOption = Annotated[str, typer.Option("--url", help="The admin listener of the node.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 WaitOption = Annotated[
     float,
     typer.Option("--wait", min=0, max=300, help="Seconds to insist when nobody answers, or 503."),
@@ -240,9 +243,7 @@ def export(
 
 @app.command()
 def conflicts(
-    url: Annotated[
-        str, typer.Option("--url", help="The admin listener of the node to ask.")
-    ] = "http://127.0.0.1:8082",
+    url: AdminOption = ADMIN_URL,
     follow: Annotated[
         bool, typer.Option("--follow", help="Go on with what comes, until Ctrl-C.")
     ] = False,
@@ -254,14 +255,97 @@ def conflicts(
 ) -> None:
     """Show the conflicts that merges on a node met, newest first; with --follow newest last."""
     with _one_line():
-        from sidecar.conflicts import ConflictTable, show_conflicts, tell_json
+        from sidecar.asking import tell_lines
+        from sidecar.conflicts import ConflictTable, show_conflicts
 
-        tell = tell_json if as_json else ConflictTable().tell
+        tell = tell_lines if as_json else ConflictTable().tell
         _run(
             show_conflicts(
                 url, resource=resource, limit=limit, is_following=follow, tell=tell, warn=_complain
             )
         )
+
+
+@app.command()
+def status(url: AdminOption = ADMIN_URL, as_json: JsonOption = False) -> None:
+    """Show how a node does: its phase, what it has, what it waits for, its targets."""
+    with _one_line():
+        from sidecar.asking import tell_lines
+        from sidecar.operations import status_of, tell_status
+
+        shown = _run(status_of(url))
+        if as_json:
+            tell_lines([shown])
+        else:
+            tell_status(shown)
+
+
+@app.command("accept-loss")
+def accept_loss_(url: AdminOption = ADMIN_URL) -> None:
+    """Let a node that catches up go on without what it has lost.
+
+    For when the nodes that have the rest are gone for good: writes that only they had stay lost,
+    and what they had deleted is in view again. One that returns after all is caught up with.
+    """
+    with _one_line():
+        from sidecar.operations import accept_loss
+
+        done = _run(accept_loss(url))
+        typer.echo(
+            f"{done['node']} goes on with what it has; writes that it or others made and that no "
+            "node it can reach has stay lost"
+        )
+
+
+parked_app = typer.Typer(invoke_without_command=True)
+app.add_typer(parked_app, name="parked", help="Show what a node could not apply yet, and why.")
+
+
+@parked_app.callback()
+def parked(
+    context: typer.Context, url: AdminOption = ADMIN_URL, as_json: JsonOption = False
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    with _one_line():
+        from sidecar.asking import tell_lines
+        from sidecar.operations import parked_at, tell_parked
+
+        found = _run(parked_at(url))
+        if as_json:
+            tell_lines(found)
+        else:
+            tell_parked(found)
+
+
+@parked_app.command("drop")
+def drop(
+    origin: Annotated[str, typer.Argument(help="Whose transaction, as `sidecar parked` shows it.")],
+    url: AdminOption = ADMIN_URL,
+) -> None:
+    """Pass over one parked transaction: this node then differs from those that have applied it."""
+    with _one_line():
+        from sidecar.operations import drop_parked
+
+        one = _run(drop_parked(url, origin))
+        typer.echo(
+            f"dropped the transaction {one['timestamp']} of {one['origin']}: what it changed is "
+            "not, and will not be, on this node"
+        )
+
+
+@app.command()
+def reset(
+    config: ConfigOption = None,
+    node: NodeOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what.")] = False,
+) -> None:
+    """Delete all data of a stopped node: it comes back empty and gets all from the others."""
+    with _one_line():
+        from sidecar.config import load
+        from sidecar.reset import reset_node
+
+        _run(reset_node(load(config, node=node, environ=os.environ), is_sure=yes, say=typer.echo))
 
 
 # --- running --------------------------------------------------------------------------------------

@@ -6,28 +6,22 @@ of JSON. Once, the newest entry comes first; while following, the newest comes l
 
 import asyncio
 import json
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from rich.console import Console
 from rich.table import Table
 
-from sidecar.bulk import ADMIN, Sidecar, check_url
+from sidecar.asking import admin_of, console, moment, printable
+from sidecar.bulk import Sidecar
 from sidecar.core.relationship import check_resource, format_expires_at
 from sidecar.errors import Refused, Unavailable
 
 PATH = "/conflicts"
-NOT_FOUND = 404
 PAGE = 1000
-WAIT_S = 2.0
 LOOK_AGAIN_S = 1.0
 MAX_CONDITION_SHOWN = 60
 """Characters of a condition in the table; JSON has all of it."""
-
-PIPE_COLUMNS = 10_000
-"""Width where there is no terminal: each entry stays in one line, so that `grep` finds it whole."""
 
 BEGINNING = "1-0"
 """A cursor below that of every entry."""
@@ -50,24 +44,13 @@ async def show_conflicts(
     Following, it does not return. Raises Refused for bad input and what is no sidecar, Unavailable
     when nobody answers (following: at the beginning).
     """
-    check_url(url, ADMIN)
     if resource is not None:
         check_resource(resource)
-    async with Sidecar(url, wait_s=WAIT_S, warn=lambda _: None, listener=ADMIN) as client:
-        try:
-            if is_following:
-                await _follow(client, resource, limit, tell, warn)
-            else:
-                tell(await _newest(client, resource, limit))
-        except Refused as refused:
-            if refused.status != NOT_FOUND:
-                raise
-            raise Refused(
-                "not_found",
-                f"{url} knows no conflicts; --url should be the {ADMIN.name} of a sidecar, such as "
-                f"{ADMIN.example}",
-                NOT_FOUND,
-            ) from refused
+    async with admin_of(url, "conflicts") as client:
+        if is_following:
+            await _follow(client, resource, limit, tell, warn)
+        else:
+            tell(await _newest(client, resource, limit))
 
 
 async def _follow(
@@ -123,21 +106,11 @@ def _place(cursor: str) -> tuple[int, int]:
 # --- what a person reads --------------------------------------------------------------------------
 
 
-def tell_json(entries: Sequence[Entry]) -> None:
-    """One JSON object a line, as the admin listener gives it, on standard output."""
-    for entry in entries:
-        line = json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
-        sys.stdout.buffer.write(line.encode("utf-8", "replace") + b"\n")
-    sys.stdout.buffer.flush()
-
-
 class ConflictTable:
     """Tells entries as rows on standard output; the heading comes once, above the first ones."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, markup=False)
-        if not self._console.is_terminal:
-            self._console.width = PIPE_COLUMNS
+        self._console = console()
         self._has_heading = False
 
     def tell(self, entries: Sequence[Entry]) -> None:
@@ -153,7 +126,7 @@ class ConflictTable:
             table.add_column(heading, ratio=share if is_terminal else None, overflow="fold")
         table.add_column("strategy", width=15, overflow="fold")
         for entry in entries:
-            table.add_row(*map(_printable, _row(entry)))
+            table.add_row(*map(printable, _row(entry)))
         self._console.print(table)
         self._has_heading = True
 
@@ -168,7 +141,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     else:
         won = f"a third: {_version(winner)}"
     return (
-        _moment(entry["merged_at"]),
+        moment(entry["merged_at"]),
         f"{tenant}{entry['resource']}#{entry['relation']}@{entry['subject']}",
         _version(stored),
         _version(arrived),
@@ -184,13 +157,4 @@ def _version(one: Entry) -> str:
         condition = json.dumps(one["condition"], ensure_ascii=False, separators=(",", ":"))
         is_long = len(condition) > MAX_CONDITION_SHOWN
         text += f" if {condition[: MAX_CONDITION_SHOWN - 1] + '…' if is_long else condition}"
-    return text + (f" until {_moment(one['expires_at'])}" if "expires_at" in one else "")
-
-
-def _moment(rfc3339: str) -> str:
-    return rfc3339.removesuffix("Z").replace("T", " ").partition(".")[0]
-
-
-def _printable(text: str) -> str:
-    # What a peer wrote must not steer the terminal.
-    return "".join(each if each.isprintable() else "�" for each in text)
+    return text + (f" until {moment(one['expires_at'])}" if "expires_at" in one else "")

@@ -24,6 +24,8 @@ class Health:
         """Whether reads and writes are served here, and what a person wants to know."""
         why_not = self._store.serves_not_because
         reasons = [f"store: {why_not}"] if why_not else []
+        if self._store.takes_no_writes_because:
+            reasons.append(f"writes are refused: {self._store.takes_no_writes_because}")
         is_serving = not reasons
         if self._store.full_because:
             reasons.append(f"store is full, writes are refused: {self._store.full_because}")

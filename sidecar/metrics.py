@@ -128,6 +128,10 @@ class Metrics:
             "inferadb_sidecar_unsettled_tuples",
             "Tuples kept for what not every node has seen yet: deleted ones and conflicts",
         )
+        self._parked = gauge(
+            "inferadb_sidecar_parked_transactions",
+            "Transactions received and not yet applied; what follows of their origins waits, too",
+        )
         self._holds_back = gauge(
             "inferadb_sidecar_collection_held_by",
             "1 for the node that holds back collection, while anything waits for it",
@@ -206,6 +210,10 @@ class Metrics:
         self._holds_back.clear()
         if tuples and held_by is not None:
             self._holds_back.labels(held_by).set(1)
+
+    def parked(self, transactions: int) -> None:
+        """So many transactions wait, one of each origin that is held up."""
+        self._parked.set(transactions)
 
     def unreachable(self, target: str, is_unreachable: bool) -> None:
         """A target has, or has no longer, refused or missed `max_retries` attempts in a row."""

@@ -92,12 +92,14 @@ def clean_environ(changes: Mapping[str, str] | None = None) -> dict[str, str]:
     return kept | dict(changes or {})
 
 
-def sidecar(*words: str, limit_s: float = 120.0) -> subprocess.CompletedProcess[str]:
+def sidecar(
+    *words: str, limit_s: float = 120.0, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command of the command line to its end."""
     return subprocess.run(
         sidecar_command(*words),
         cwd=ROOT,
-        env=clean_environ(),
+        env=clean_environ(environ),
         capture_output=True,
         text=True,
         timeout=limit_s,
@@ -593,12 +595,12 @@ class World:
         for link in self.links:
             self._stack.callback(link.close)
         for node in self.nodes:
-            seen = [self._region(other, node) for other in self.nodes]
+            seen = [self.region(other, node) for other in self.nodes]
             settings = {"regions": seen, **(replication or {})}
             node.config.write_text(yaml.safe_dump({"replication": settings}, sort_keys=False))
             self._stack.callback(node.stop)
 
-    def _region(self, node: Node, seen_by: Node) -> dict[str, object]:
+    def region(self, node: Node, seen_by: Node) -> dict[str, object]:
         """A region of the topology, with the place where this node finds the node in it."""
         port = node.peer_port if node is seen_by else self.link(seen_by.name, node.name).port
         here = {"id": node.name, "endpoint": f"{HOST}:{port}"}

@@ -17,6 +17,7 @@ do
   keys.undo = base .. 'undo'
   keys.aside = base .. 'aside'
   keys.parked = base .. 'parked'
+  keys.removed = base .. 'removed'
 
   function keys.tuples(tenant, resource) return base .. 't:' .. tenant .. '/' .. resource end
   function keys.subject(tenant, subject) return base .. 's:' .. tenant .. '/' .. subject end

@@ -30,6 +30,8 @@ do
     self.origin, self.clock = origin, at
     self.vector[origin] = at
     redis.call('HSET', keys.meta, 'origin', origin, 'clock', number.text(at))
+    -- The first incarnation of this data set.
+    redis.call('HSETNX', keys.meta, 'born', origin)
     redis.call('HSET', keys.vector, origin, number.text(at))
     node.append(self, at, origin, at, 0, '{"format":' .. format
       .. ',"origin":"' .. origin .. '","timestamp":"' .. number.text(at)

@@ -19,6 +19,10 @@ do
     return type(value) == 'number' and value >= 0 and value < below and value % 1 == 0
   end
 
+  local function is_origin(value)
+    return type(value) == 'string' and string.find(value, '^[a-z0-9-]+%.[a-z0-9]+$')
+  end
+
   local function payload(value)
     if value == nil or value == '' then return true, nil end
     if type(value) ~= 'string' then return false, nil end
@@ -74,16 +78,31 @@ do
     return decoded
   end
 
+  -- A transaction of a format that this release does not read: enough of it to have it wait. Its
+  -- `unknown` says why. nil when not even that can be read.
+  local function unread(tx)
+    local timestamp, previous = number.parse(tx.timestamp), number.parse(tx.previous)
+    if not is_whole(tx.format, 1000000) or tx.format == 0 or not is_origin(tx.origin)
+      or not timestamp or not previous or previous >= timestamp
+    then
+      return nil, 'unknown format'
+    end
+    return {
+      origin = tx.origin, timestamp = timestamp, previous = previous,
+      unknown = 'it has format ' .. number.text(tx.format) .. ', this release reads '
+        .. transaction.format,
+    }
+  end
+
   -- A whole transaction from its JSON text, or nil and what is wrong.
   function transaction.decode(text)
     local ok, tx = pcall(cjson.decode, text)
     if not ok or type(tx) ~= 'table' then return nil, 'not JSON' end
-    if tx.format ~= transaction.format then return nil, 'unknown format' end
+    if tx.format ~= transaction.format then return unread(tx) end
     local timestamp, previous = number.parse(tx.timestamp), number.parse(tx.previous)
     local context = is_vector(tx.context)
-    if type(tx.origin) ~= 'string' or not string.find(tx.origin, '^[a-z0-9-]+%.[a-z0-9]+$')
-      or not timestamp or not previous or previous >= timestamp or not context
-      or type(tx.tenant) ~= 'string' or not string.find(tx.tenant, '^[a-zA-Z0-9_-]+$')
+    if not is_origin(tx.origin) or not timestamp or not previous or previous >= timestamp
+      or not context or type(tx.tenant) ~= 'string' or not string.find(tx.tenant, '^[a-zA-Z0-9_-]+$')
     then
       return nil, 'origin, timestamp, previous, context or tenant is malformed'
     end

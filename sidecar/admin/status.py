@@ -1,13 +1,20 @@
-"""The admin listener: metrics, health, and the log of conflicts."""
+"""The admin listener: metrics, health, the log of conflicts, and what operators do."""
+
+from typing import Protocol
 
 from aiohttp import web
 
-from sidecar.admin.conflicts import ConflictLog
 from sidecar.health import Health
 from sidecar.metrics import CONTENT_TYPE, Metrics
 
 
-def admin_app(metrics: Metrics, health: Health, conflicts: ConflictLog) -> web.Application:
+class Calls(Protocol):
+    """Calls that belong together."""
+
+    def add_to(self, app: web.Application) -> None: ...
+
+
+def admin_app(metrics: Metrics, health: Health, *calls: Calls) -> web.Application:
     """The application of the admin listener."""
 
     async def get_metrics(_: web.Request) -> web.Response:
@@ -16,5 +23,6 @@ def admin_app(metrics: Metrics, health: Health, conflicts: ConflictLog) -> web.A
     app = web.Application()
     app.router.add_get("/metrics", get_metrics)
     app.router.add_get("/health", health.answer)
-    conflicts.add_to(app)
+    for each in calls:
+        each.add_to(app)
     return app

@@ -23,6 +23,8 @@ async def collect(store: RedisStore, peers: Peers, metrics: Metrics) -> None:
         await store.opened()
         try:
             await peers.tick()
+            store.refuse(peers.refusal, peers.write_refusal)
+            metrics.parked(len(await store.parked()))
             await peers.collect(pause)
             await store.let_go(peers.rows.ended, peers.stability.vector is not None)
             metrics.unsettled(await store.unsettled(), peers.stability.held_by)

@@ -45,12 +45,16 @@ class Incoming:
         self._turn = asyncio.Lock()
         self._is_over = False
         self._own_origin = ""
+        self._born = ""
         self._start: Vector = {}
         self.node = ""
         self.origin = ""
 
     def identify(self, head: Mapping[str, object]) -> str:
         """The node that says hello. Raises Refused when there can be no session with it."""
+        if isinstance(name := head.get("node"), str):
+            # Also where it is no member any more: it should hear why.
+            self._peers.refuse_removed(name, head)
         node, _ = greet(head, self._me, self._regions)
         decode_vector(head.get("vector"))
         return node
@@ -62,6 +66,7 @@ class Incoming:
             raise Unavailable("store_unavailable", "the store of the target is closed")
         await self._peers.greeted(node, head)
         self.node, self.origin = node, str(head.get("origin"))
+        self._born = str(head.get("born", self.origin))
         self._own_origin = self._store.origin
         return welcome(self._me, self._store.origin, protocol, self._peers.facts(to=node))
 
@@ -106,6 +111,7 @@ class Incoming:
             raise Unavailable("session_replaced", f"{self.node} has a newer session here")
         if self._store.origin != self._own_origin:
             raise Unavailable("new_incarnation", f"{self._me.node} has begun a new incarnation")
+        self._peers.refuse_removed(self.node, {"born": self._born})
         if self._peers.is_outdated(self.node, self.origin):
             raise Refused("old_incarnation", f"a newer incarnation of {self.node} is known here")
 

@@ -7,15 +7,17 @@ hello and heartbeat of a session ends up here. No timers and no tasks: `tick` is
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from sidecar.core.collection import Rows, Stability
+from sidecar.core.membership import Removed, is_ahead_of_most, is_removed, newest_removed
 from sidecar.core.session import Here
 from sidecar.core.vector import Vector, above, is_covered, newest_origins, node_of, pointwise_max
 from sidecar.core.wire import decode_vector, encode_vector
-from sidecar.errors import Refused
+from sidecar.errors import Refused, Unavailable
 from sidecar.store.calls import Absorbed, Merged, Phase, States, Way
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ PROOF_US = 1_000_000
 """So long a restarted node waits for its peers to say that nothing is missing."""
 PRESENT_US = 3_500_000
 """Who has said something within this time counts as there."""
+MAX_WALL_DIGITS = 16
+ORIGIN = re.compile(r"[a-z0-9][a-z0-9-]{0,31}\.[a-z0-9]{1,32}", re.ASCII)
 
 
 class Replica(Protocol):
@@ -62,17 +66,25 @@ class Replica(Protocol):
     async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None: ...
     async def end_phase(self) -> None: ...
     async def end_exposure(self) -> None: ...
+    @property
+    def born(self) -> str: ...
+    async def members(self, members: Sequence[str], removed: Removed) -> dict[str, str]: ...
 
 
 @dataclass(slots=True)
 class Told:
-    """What a node said of itself, and when it was heard."""
+    """What a node said of itself, and when it was heard.
+
+    members: the nodes of its topology. ahead_us: how far the wall clock here was ahead of its own.
+    """
 
     origin: str
     phase: Phase
     is_new: bool
     vector: Vector
     heard_us: int
+    members: tuple[str, ...]
+    ahead_us: int | None
 
 
 class Peers:
@@ -85,10 +97,14 @@ class Peers:
         members: Collection[str],
         now_us: Callable[[], int],
         neighbours: Collection[str] | None = None,
+        *,
+        wall_us: Callable[[], int] | None = None,
+        max_ahead_us: int = 60_000_000,
     ) -> None:
         """members: the nodes of the topology. now_us: a clock that only goes on, in microseconds.
 
-        neighbours: the nodes that a session leads to or comes from; None: all of them.
+        neighbours: the nodes that a session leads to or comes from; None: all of them. wall_us: the
+        wall clock, which must not be further ahead of those of most others than max_ahead_us.
         """
         self._store, self._me, self._now_us = store, me, now_us
         self.rows = Rows(me, members)
@@ -103,14 +119,29 @@ class Peers:
         self._neighbours = set(self._others if neighbours is None else neighbours)
         self._named: dict[str, str] = {}
         self._announced: dict[str, int] = {}
+        self._wall_us, self._max_ahead_us = wall_us, max_ahead_us
+        self._preparing = asyncio.Lock()
+        self._members_of = ""
+        self._removed_by: set[str] = set()
+        self._told_removed: Removed = {}
+        self.removed: Removed = {}
 
     async def prepare(self) -> None:
-        """Take up the rows that were believed before a restart; before anybody is told of them."""
-        if not self._is_prepared:
-            rows = await self._store.rows(self._others)
+        """Take up what the store knows of others, before anybody is told of them or greeted.
+
+        What others have said of removed nodes since is kept there.
+        """
+        store = self._store
+        async with self._preparing:
             if not self._is_prepared:
-                self.rows.restore(rows)
+                self.rows.restore(await store.rows(self._others))
                 self._is_prepared = True
+            removed = newest_removed(self.removed, self._told_removed)
+            origin = store.origin
+            if self._members_of != origin or removed != self.removed:
+                # With an incarnation the store may have lost this, too.
+                self.removed = await store.members(self.rows.members, removed)
+                self._members_of = origin
 
     # -- what this node tells ---------------------------------------------------------------------
 
@@ -136,7 +167,11 @@ class Peers:
             "vector": encode_vector(store.vector),
             "durable": encode_vector(store.durable),
             "rows": {node: encode_vector(row) for node, row in self.rows.told().items()},
+            "born": store.born,
+            "removed": dict(self.removed),
         }
+        if self._wall_us is not None:
+            facts["wall"] = str(self._wall_us())
         if to is not None:
             # Also an incarnation that was only named: it may have been lost before it was safe.
             named = {self._named[to]: 0} if to in self._named else {}
@@ -155,6 +190,7 @@ class Peers:
         origin = str(head.get("origin"))
         if node_of(origin) != node:
             raise Refused("bad_frame", f"{node} does not write as {origin!r}")
+        self.refuse_removed(node, head)
         if self.is_outdated(node, origin):
             return
         self._named[node] = origin
@@ -162,6 +198,17 @@ class Peers:
         # One decision after the other: each changes what the next one is about.
         async with self._deciding:
             await self._face(node, told, decode_vector(head.get("claims", {})))
+
+    def refuse_removed(self, node: str, head: Mapping[str, object]) -> None:
+        """Raise Refused when this node says hello with data from before it was removed."""
+        born = str(head.get("born", head.get("origin")))
+        if is_removed(node, born, self.removed):
+            raise Refused(
+                "node_removed",
+                f"{node} was removed from the topology, and others have forgotten since what its "
+                f"data would bring back; stop it, run `sidecar reset` for {node}, start it again "
+                "as a member: it then gets everything from the others",
+            )
 
     def is_outdated(self, node: str, origin: str) -> bool:
         """Whether a newer incarnation of that node has been heard of."""
@@ -189,7 +236,16 @@ class Peers:
             phase = Phase(str(head.get("phase", Phase.SERVING.value)))
         except ValueError:
             raise Refused("bad_frame", "a phase is a word of this protocol") from None
-        told = Told(str(head["origin"]), phase, bool(head.get("new")), vector, self._now_us())
+        told = Told(
+            str(head["origin"]),
+            phase,
+            bool(head.get("new")),
+            vector,
+            self._now_us(),
+            members_of(head.get("members", list(self.rows.members))),
+            self._ahead_of(head.get("wall")),
+        )
+        self._told_removed = newest_removed(self._told_removed, removed_of(head.get("removed", {})))
         self.told[node] = told
         return told
 
@@ -230,10 +286,75 @@ class Peers:
                 # From now on it merges, and that cannot be undone.
                 await store.end_exposure()
 
+    def _ahead_of(self, wall: object) -> int | None:
+        if self._wall_us is None or not isinstance(wall, str):
+            return None
+        if not wall.isascii() or not wall.isdigit() or len(wall) > MAX_WALL_DIGITS:
+            raise Refused("bad_frame", "a wall clock is a text of digits")
+        return self._wall_us() - int(wall)
+
     async def begin(self, behind: Vector | None, known: Collection[str] = ()) -> None:
         """Begin a new incarnation, greater than those known; every session then begins anew."""
         await self._store.begin(behind, known)
         self._proofs.clear()
+
+    # -- what applications are told ---------------------------------------------------------------
+
+    def is_removed_by(self, node: str, says_so: bool) -> None:
+        """A target says, or says no longer, that this node was removed from the topology."""
+        (self._removed_by.add if says_so else self._removed_by.discard)(node)
+
+    @property
+    def refusal(self) -> Unavailable | None:
+        """Why nothing is served here: the others go on without this node."""
+        is_told = is_removed(self._me, self._store.born, self.removed)
+        if not is_told and not self._removed_by:
+            return None
+        return Unavailable(
+            "node_removed",
+            f"{self._me} was removed from the topology and its data is outdated; stop it and run "
+            "`sidecar reset` if it is to come back",
+            retry_after_s=60,
+        )
+
+    @property
+    def write_refusal(self) -> Unavailable | None:
+        """Why no writes are taken here: they would wait at the others, parked."""
+        ahead_us = [t.ahead_us for t in self.present().values() if t.ahead_us is not None]
+        if not is_ahead_of_most(ahead_us, self._max_ahead_us):
+            return None
+        return Unavailable(
+            "clock_ahead",
+            f"the clock of {self._me} is ahead of those of most other nodes by "
+            f"{sorted(ahead_us)[len(ahead_us) // 2] / 1e6:.0f} s, more than max_clock_skew_ms; set "
+            "it right (NTP)",
+            retry_after_s=5,
+        )
+
+    def lost_of(self, vector: Vector) -> str | None:
+        """An origin of which `vector` names writes that no node has any more."""
+        for origin, timestamp in vector.items():
+            end = self.rows.end_of(origin, self._store.vector)
+            if end is not None and timestamp > end:
+                return origin
+        return None
+
+    async def accept_loss(self) -> None:
+        """Go on with what is here. Raises Refused("not_behind") when nothing is missing."""
+        async with self._deciding:
+            store = self._store
+            if store.phase is not Phase.BEHIND:
+                raise Refused(
+                    "not_behind",
+                    f"{self._me} is {store.phase.value}, not behind: there is no loss to accept",
+                    409,
+                )
+            lacks = above(store.behind, store.vector)
+            log.warning(
+                "the operator accepts the loss: this node goes on without what it lacks",
+                extra={"lacks": ", ".join(f"{o}@{t}" for o, t in lacks.items())},
+            )
+            await store.end_phase()
 
     # -- as time passes ---------------------------------------------------------------------------
 
@@ -254,6 +375,8 @@ class Peers:
                 await self.begin(store.behind or None)
             elif store.phase is Phase.BEHIND and self._has_caught_up(since_us):
                 await store.end_phase()
+        if self._disagreeing() is None:
+            self.rows.without({node for node in self.removed if node not in self.rows.members})
         changed = self.rows.believe(store.vector, store.durable)
         if rows := {node: self.rows.known[node] for node in changed if node != self._me}:
             await store.store_rows(rows)
@@ -295,7 +418,14 @@ class Peers:
     @property
     def stability(self) -> Stability:
         """What every node has, and who holds it back."""
+        if (other := self._disagreeing()) is not None:
+            return Stability(None, other)
         return self.rows.stable(self._store.vector)
+
+    def _disagreeing(self) -> str | None:
+        """A node that is there and whose topology has other nodes."""
+        there = self.present().items()
+        return next((n for n, told in there if told.members != self.rows.members), None)
 
     async def collect(self, pause: Callable[[], Awaitable[None]]) -> None:
         """Walk the unsettled tuples once for each new state of what is stable.
@@ -317,3 +447,20 @@ class Peers:
 
 def _durable(head: Mapping[str, object]) -> Vector:
     return decode_vector(head.get("durable", head.get("vector")))
+
+
+def members_of(value: object) -> tuple[str, ...]:
+    """A list of node ids, sorted. Raises Refused("bad_frame")."""
+    if not isinstance(value, list) or not all(isinstance(node, str) for node in value):
+        raise Refused("bad_frame", "members is a list of node ids")
+    return tuple(sorted(value))
+
+
+def removed_of(value: object) -> dict[str, str]:
+    """node -> incarnation. Raises Refused("bad_frame")."""
+    if not isinstance(value, dict) or not all(
+        isinstance(origin, str) and ORIGIN.fullmatch(origin) and node_of(origin) == node
+        for node, origin in value.items()
+    ):
+        raise Refused("bad_frame", "removed is an object of node and incarnation")
+    return dict(value)

@@ -243,6 +243,7 @@ class Shipping:
             target.is_unreachable = False
             target.last_error = target.last_code = ""
             self._metrics.unreachable(target.node, False)
+            self._peers.is_removed_by(target.node, False)
         target.sender = sender
         target.buckets_sent = None
         target.is_connected = sender is not None
@@ -250,6 +251,9 @@ class Shipping:
 
     def _failed(self, target: Target, failure: SidecarError) -> None:
         self._metrics.failed(target.node)
+        if isinstance(failure, Unavailable) and failure.code == "node_removed":
+            # The target has said so; where it is refused here, it is the one that was removed.
+            self._peers.is_removed_by(target.node, True)
         if failure.code != target.last_code:
             log.warning(
                 "replication failed", extra={"target": target.node, "reason": failure.message}
@@ -267,6 +271,10 @@ class Shipping:
                 "replication target unreachable",
                 extra={"target": target.node, "attempts": attempt.attempt_number},
             )
+
+    def lag_ms(self, target: Target) -> float:
+        """Age of the oldest transaction of this node that a target has not acknowledged."""
+        return self._lag_of(target)()
 
     def _lag_of(self, target: Target) -> Callable[[], float]:
         def lag_ms() -> float:

@@ -18,12 +18,16 @@ from sidecar.api.watch import Watch, WatchLimits
 from sidecar.core.relationship import Change, Relationship
 from sidecar.core.token import Token
 from sidecar.core.topology import Node
+from sidecar.core.vector import Vector
 from sidecar.errors import Refused, Unavailable
 from sidecar.store.calls import Filter, Page, WriteRequest, Written
 from sidecar.store.redis_store import RedisStore
 
 Health = Callable[[], tuple[bool, Mapping[str, Any]]]
 """Whether this node serves, and the fields of the health answer (`reasons`: a list, if not)."""
+
+LostOf = Callable[[Vector], str | None]
+"""An origin of which a vector names writes that no node has any more."""
 
 DEFAULT_LIST_LIMIT = 1000
 LIST_BUDGET_S = 1.0
@@ -42,10 +46,11 @@ def native_app(
     node: Node,
     health: Health,
     watch_limits: WatchLimits | None = None,
+    lost_of: LostOf = lambda vector: None,
 ) -> web.Application:
     """The application of the app listener; serve it with `app_listener`."""
     answers = Answers(node)
-    native = Native(store, answers)
+    native = Native(store, answers, lost_of)
     watch = Watch(store, tail, answers, watch_limits or WatchLimits())
     app = web.Application(client_max_size=bodies.MAX_BODY_BYTES)
     app[ANSWERS] = answers
@@ -80,9 +85,10 @@ def app_listener(app: web.Application, **options: Any) -> AppListener:
 class Native:
     """The calls that answer once."""
 
-    def __init__(self, store: RedisStore, answers: Answers) -> None:
+    def __init__(self, store: RedisStore, answers: Answers, lost_of: LostOf) -> None:
         self._store = store
         self._answers = answers
+        self._lost_of = lost_of
 
     async def write_relationships(self, request: web.Request) -> web.Response:
         """`relationships/write`: insert all, in one transaction."""
@@ -213,13 +219,27 @@ class Native:
     async def _reach(self, consistency: headers.Consistency | None) -> None:
         if consistency is None:
             return
+        self._refuse_lost(consistency.token)
         if not await self._store.wait_covered(consistency.token.vector, consistency.timeout_s):
+            # What was lost may have come to light meanwhile.
+            self._refuse_lost(consistency.token)
             raise Refused(
                 "token_not_reached",
                 f"node {self._store.node} has not received everything that X-Revision-Token names "
                 f"within {consistency.timeout_s * 1000:.0f} ms; try again, wait longer "
                 f"(X-Consistency-Timeout-Ms), or ask node {consistency.token.node}",
                 409,
+            )
+
+    def _refuse_lost(self, token: Token) -> None:
+        origin = self._lost_of(token.vector)
+        if origin is not None:
+            raise Refused(
+                "write_lost",
+                f"X-Revision-Token names a write of {origin} that was lost before any other node "
+                "had it, and no node will ever show it; drop the token, read what there is and "
+                "write again",
+                410,
             )
 
     async def _collect(

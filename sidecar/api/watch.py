@@ -20,6 +20,7 @@ from sidecar.api import bodies, headers
 from sidecar.api.answers import Answers, compact, relationship_json
 from sidecar.api.cursors import Place, place_of
 from sidecar.core.relationship import Change, type_of
+from sidecar.core.vector import node_of
 from sidecar.errors import Refused, SidecarError, Unavailable
 from sidecar.store.feed import FeedEntry
 from sidecar.store.redis_store import RedisStore
@@ -129,16 +130,30 @@ class Watch:
         if place is None:
             return Place(origin, first - 1 if first else self._store.trimmed)
         if place.origin != origin:
+            place = await self._carried_over(place, origin)
+        # What follows exactly the trimmed revision is all there.
+        if place.after < self._store.trimmed or place.revision > newest:
+            raise expired()
+        return place
+
+    async def _carried_over(self, place: Place, origin: str) -> Place:
+        """The same place in the feed of today: of an incarnation that went on from there."""
+        if node_of(place.origin) != self._store.node:
             raise Refused(
                 "cursor_elsewhere",
                 f"the cursor belongs to the feed of {place.origin}, this is {origin}; cursors do "
                 "not move between nodes: list what there is and watch from now",
                 410,
             )
-        # What follows exactly the trimmed revision is all there.
-        if place.after < self._store.trimmed or place.revision > newest:
-            raise expired()
-        return place
+        last = await self._store.last_revision_of(place.origin)
+        if last is None or place.revision > last:
+            raise Refused(
+                "write_lost",
+                f"the cursor leads behind what this node has lost of {place.origin}; list what "
+                "there is and watch from now",
+                410,
+            )
+        return Place(origin, place.revision, place.passed)
 
     async def _serve(
         self, request: web.Request, wanted: Wanted, place: Place
@@ -195,6 +210,8 @@ class Watch:
                 await asyncio.wait(
                     {news, ending}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
                 )
+                if self._store.origin != start.origin:
+                    return  # what was told may be lost; the reader resumes, or hears that it is
                 if news.done():
                     pieces, news = render(news.result(), wanted, place), None
                     for piece, reached in pieces:

@@ -33,6 +33,8 @@ class Rows:
         self.me, self.members = me, tuple(sorted({me, *members}))
         self.known: dict[str, Vector] = {}
         self.ended: Mapping[str, int] = {}
+        self.removed: frozenset[str] = frozenset()
+        self._has_news = False
         self._waiting: dict[str, Vector] = {}
         self._claims: dict[str, Vector] = {}
 
@@ -70,6 +72,23 @@ class Rows:
         if newest_origins(row).get(node, "") >= newest_origins(self.claims_of(node)).get(node, ""):
             self._claims[node] = row
 
+    def without(self, removed: Collection[str]) -> None:
+        """These nodes write no more, and every member knows it: what they have written has an end.
+
+        Their rows do not count, they are no members.
+        """
+        if self.removed != removed:
+            self.removed, self._has_news = frozenset(removed), True
+
+    def end_of(self, origin: str, vector: Vector) -> int | None:
+        """Where an incarnation has ended, also one that no vector names; None: it has not."""
+        if origin in self.ended:
+            return self.ended[origin]
+        is_older = origin < newest_origins(vector).get(node_of(origin), "")
+        if origin in vector or not is_older or self._does_not_name_all(vector) is not None:
+            return None
+        return None if any(origin in self.known[node] for node in self.members) else 0
+
     def told(self) -> dict[str, Vector]:
         """The rows of other nodes, to be passed on."""
         return {
@@ -92,8 +111,8 @@ class Rows:
             if believed != self.known.get(node):
                 self.known[node] = believed
                 changed.append(node)
-        if changed:
-            self.ended = dict(self._ends(vector))
+        if changed or self._has_news:
+            self.ended, self._has_news = dict(self._ends(vector)), False
         return changed
 
     def stable(self, vector: Vector) -> Stability:
@@ -124,7 +143,7 @@ class Rows:
             return
         newest = newest_origins(vector)
         for origin in vector:
-            if newest[node_of(origin)] != origin:
+            if newest[node_of(origin)] != origin or node_of(origin) in self.removed:
                 values = {self.known[node].get(origin, 0) for node in self.members}
                 if len(values) == 1:
                     yield origin, values.pop()

@@ -74,6 +74,11 @@ class Keys:
         """List: transactions of an incarnation that knew too little, to be written again."""
         return self._name("aside")
 
+    @property
+    def pattern(self) -> str:
+        """What SCAN matches: all keys of the partition."""
+        return self._name("*")
+
     def known(self, node: str) -> str:
         """Hash: origin -> timestamp, the believed row of a node."""
         return self._name(f"known:{node}")

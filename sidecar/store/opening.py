@@ -95,6 +95,9 @@ class OpenStore:
         self._memory = Memory(0, 0)
         self._progress = ""
         self._behind: Vector = {}
+        self._born = ""
+        self._refused: Unavailable | None = None
+        self._refused_writes: Unavailable | None = None
 
     # -- what is known of it --------------------------------------------------------------------
 
@@ -118,6 +121,8 @@ class OpenStore:
         """What applications are told while their reads could be stale and their writes lost."""
         if not self.is_open:
             return self._closed_because
+        if self._refused is not None:
+            return self._refused
         if self._phase is Phase.UNPROVEN:
             return Unavailable(
                 "starting", "this node asks its peers whether its Redis has lost anything"
@@ -130,6 +135,28 @@ class OpenStore:
                 retry_after_s=5,
             )
         return None
+
+    @property
+    def takes_no_writes_because(self) -> str:
+        """Why no writes are taken although reads are served, in words; "" when they are."""
+        return self._refused_writes.message if self._refused_writes else ""
+
+    def refuse(self, all_calls: Unavailable | None, writes: Unavailable | None) -> None:
+        """What applications are answered from now on, because of what peers say; None: served."""
+        for name, before, now in (
+            ("all calls", self._refused, all_calls),
+            ("writes", self._refused_writes, writes),
+        ):
+            if now is not None and (before is None or before.code != now.code):
+                log.error("applications are refused", extra={"what": name, "reason": now.message})
+            elif before is not None and now is None:
+                log.info("applications are served again", extra={"what": name})
+        self._refused, self._refused_writes = all_calls, writes
+
+    @property
+    def born(self) -> str:
+        """The first incarnation of this data set."""
+        return self._born
 
     @property
     def phase(self) -> Phase:
@@ -282,7 +309,8 @@ class OpenStore:
         return reply
 
     def _take_opened(self, reply: Sequence[bytes]) -> None:
-        outcome, origin, clock, vector, exposed, behind, progress, trimmed, floor = reply
+        outcome, origin, clock, vector, exposed, behind, progress, trimmed, floor, born = reply
+        self._born = born.decode()
         self._behind = _vector(behind) if behind else {}
         self._progress = progress.decode()
         self._floor, self._trimmed = _vector(floor), int(trimmed)
@@ -368,7 +396,7 @@ class OpenStore:
         told yet.
         """
         before = self._origin
-        outcome, origin, clock, vector, aside = await self._control.run(
+        outcome, origin, clock, vector, aside, born = await self._control.run(
             scripts.script("begin"),
             self.keys.meta,
             *(self._now_us(), self.node, self._new_incarnation([*known, *(behind or {})])),
@@ -379,6 +407,7 @@ class OpenStore:
         if outcome != b"begun":
             raise Broken(f"lua/begin.lua answers {outcome!r}")
         self._origin, self._vector, self._clock = origin.decode(), _vector(vector), int(clock)
+        self._born = born.decode()
         self._durable = {
             o: min(t, self._vector[o]) for o, t in self._durable.items() if o in self._vector
         }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from sidecar.core.conflict import Rules
+from sidecar.core.membership import Removed
 from sidecar.core.relationship import Relationship
 from sidecar.core.vector import Vector, is_covered, pointwise_max
 from sidecar.core.wire import bucket_of_name, encode_vector, hash_of
@@ -103,10 +104,11 @@ class RedisStore(OpenStore):
         """Commit one write, together with the others that wait at this moment.
 
         Raises Refused (409 revision_mismatch, 422 idempotency_key_reused) and Unavailable
-        (store_unavailable, store_full, starting, catching_up: nothing was done; outcome_unknown:
-        nobody knows).
+        (outcome_unknown: nobody knows; with any other code nothing was done).
         """
         self._refuse_applications()
+        if self._refused_writes is not None:
+            raise self._refused_writes
         if self._memory.is_full:
             raise store_full(self.full_because)
         return await self._group_commit.write(request)
@@ -454,7 +456,40 @@ class RedisStore(OpenStore):
             return None
         return after + COLLECT_COUNT - int(count)
 
+    # -- what waits for an operator -------------------------------------------------------------
+
     async def parked(self) -> dict[str, dict[str, str]]:
         """origin -> the transaction that waits: timestamp, previous, reason, since."""
         flat = await self._read("HGETALL", self.keys.parked)
         return {flat[i].decode(): json.loads(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+    async def drop(self, origin: str, timestamp: int) -> bool:
+        """Apply a parked transaction as an empty one; False when this one is not parked."""
+        outcome, clock, vector = await self._ask(
+            self._merger, "drop", self._now_us(), self._clock, origin, timestamp
+        )
+        self._advance(int(clock), _vector(vector))
+        return bool(outcome == b"dropped")
+
+    # -- who belongs ----------------------------------------------------------------------------
+
+    async def members(self, members: Sequence[str], removed: Removed) -> dict[str, str]:
+        """Keep the nodes of the topology and those that others say were removed.
+
+        Returns all removed nodes that are known: node -> its newest incarnation then.
+        """
+        nodes = json.dumps(sorted(members))
+        args = (self._clock, nodes, json.dumps(dict(removed)))
+        _, known, gone = await self._ask(self._control, "members", *args)
+        if gone:
+            log.warning(
+                "nodes have left the topology; they come back only after `sidecar reset`",
+                extra={"nodes": gone.decode().strip()},
+            )
+        found: dict[str, str] = json.loads(known)
+        return found
+
+    async def last_revision_of(self, origin: str) -> int | None:
+        """Up to where the feed of an earlier incarnation of this node is part of that of today."""
+        last = await self._read("HGET", self.keys.meta, f"last:{origin}")
+        return None if last is None else int(last)

@@ -111,6 +111,8 @@ async def test_a_hello_that_agrees_is_welcome(node: Node) -> None:
     assert welcome.pop("vector").keys() == node.vector.keys()
     assert welcome.pop("durable").keys() == node.vector.keys()
     assert int(welcome.pop("clock")) > 0
+    assert int(welcome.pop("wall")) > 1_790_000_000_000_000
+    assert welcome.pop("born").startswith("node1.")
     # What of node2 was heard in other tests it may tell or not.
     assert welcome.pop("rows").keys() <= {"node2"}
     assert welcome.pop("claims").keys() <= {ORIGIN}
@@ -126,6 +128,7 @@ async def test_a_hello_that_agrees_is_welcome(node: Node) -> None:
         "phase": "serving",
         "new": True,
         "members": ["node1", "node2"],
+        "removed": {},
     }
 
 
@@ -233,7 +236,8 @@ async def test_a_frame_above_the_limit_ends_the_session(node: Node) -> None:
         "[]",
         "null",
         "{}",
-        json.dumps(TRANSACTION | {"format": 2}),
+        json.dumps(TRANSACTION | {"format": 2, "previous": None}),
+        json.dumps({k: v for k, v in TRANSACTION.items() if k != "format"}),
         json.dumps(TRANSACTION | {"origin": "nobody"}),
         json.dumps(TRANSACTION | {"timestamp": 1790000000000001}),
         json.dumps(TRANSACTION | {"timestamp": "0"}),
@@ -278,6 +282,14 @@ async def test_a_batch_from_the_far_future_is_held_back_with_the_reason(node: No
         assert ORIGIN not in ack["vector"]
         await socket.send_str(json.dumps({"type": "heartbeat", "clock": "0", "vector": {}}))
         assert (await heard(socket))["type"] == "heartbeat"
+
+
+async def test_a_batch_of_a_later_release_is_held_back_with_the_reason(node: Node) -> None:
+    async with session_with(node) as socket:
+        await socket.send_str(batch(json.dumps(TRANSACTION | {"format": 2, "changes": "new"})))
+        ack = await heard(socket)
+        assert (ack["type"], ack["outcome"]) == ("ack", "applied"), ack
+        assert ack["parked"] == {ORIGIN: "it has format 2, this release reads 1"}
 
 
 async def test_a_second_session_of_a_node_takes_the_place_of_the_first(node: Node) -> None:

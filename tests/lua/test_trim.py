@@ -154,11 +154,11 @@ def test_a_store_that_has_lost_writes_is_not_trimmed(server: Any) -> None:
 def test_opening_says_what_is_gone(server: Any) -> None:
     feed = Feed(server)
     reply = feed.us.run("open", BEGIN_US, 0, "us1", "2", 1, 1, LWW.fingerprint)
-    assert reply[4:] == [b"0", b"{}"]
+    assert reply[7:9] == [b"0", b"{}"]
     *_, trimmed, floor = feed.trim(feed.entries()[3][0], 100)
     reply = feed.us.run("open", BEGIN_US, 0, "us1", "2", 1, 1, LWW.fingerprint)
-    assert int(reply[4]) == trimmed
-    assert {name: int(text) for name, text in json.loads(reply[5]).items()} == floor
+    assert int(reply[7]) == trimmed
+    assert {name: int(text) for name, text in json.loads(reply[8]).items()} == floor
 
 
 def test_a_cursor_is_kept(server: Any) -> None:

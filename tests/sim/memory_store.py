@@ -15,6 +15,7 @@ from typing import Any
 from sidecar.core import relationship
 from sidecar.core.clock import RANDOM_BITS, incarnation, tick
 from sidecar.core.conflict import Rules
+from sidecar.core.membership import newest_removed
 from sidecar.core.relationship import Change, Identity, Operation, bucket_of
 from sidecar.core.session import TRANSFER
 from sidecar.core.state import TupleState, Winner, absorb, collect, join, write
@@ -80,6 +81,9 @@ class Disk:
     known: dict[str, Vector] = field(default_factory=dict)
     parked: dict[str, dict[str, str]] = field(default_factory=dict)
     undo: Undo = field(default_factory=dict)
+    born: str = ""
+    members: tuple[str, ...] = ()
+    removed: Mapping[str, str] = field(default_factory=dict)
     aside: list[Aside] = field(default_factory=list)
     feed: list[FeedEntry] = field(default_factory=list)
     seen: dict[Identity, frozenset[Version]] = field(default_factory=dict)
@@ -236,6 +240,21 @@ class MemoryStore:
         """How far an incoming transfer has come; "" when there is none."""
         return self.disk.progress
 
+    @property
+    def born(self) -> str:
+        """The first incarnation of this data set."""
+        return self.disk.born
+
+    async def members(self, members: Sequence[str], removed: Mapping[str, str]) -> dict[str, str]:
+        """Keep who belongs; see `RedisStore.members`."""
+        disk = self.disk
+        newest = newest_origins(disk.vector)
+        gone = {n: newest[n] for n in disk.members if n not in members and n in newest}
+        disk.removed = newest_removed(newest_removed(disk.removed, gone), removed)
+        disk.known = {node: row for node, row in disk.known.items() if node in members}
+        disk.members = tuple(sorted(members))
+        return dict(disk.removed)
+
     async def prove(self) -> None:
         """Nothing is missing, say those who know."""
         if self._phase is Phase.UNPROVEN:
@@ -270,6 +289,7 @@ class MemoryStore:
     def _begin_at(self, at: int, known: Sequence[str] = ()) -> None:
         disk = self.disk
         disk.origin, disk.clock = f"{self.node}.{self._new_incarnation(known)}", at
+        disk.born = disk.born or disk.origin
         disk.vector[disk.origin] = at
         self._append(FeedEntry(at, disk.origin, at, 0, b""), 0, {}, {}, "default", [])
         self.happened["incarnations"] += 1

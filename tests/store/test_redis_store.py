@@ -381,7 +381,7 @@ GOOD = json.dumps(WHOLE)
 
 WRONG_FIELDS: dict[str, list[object]] = {
     "changes": [None, 5, "text", [5], [[]], [None], [{}], [ROW, ROW], [ROW, ["-", *ROW[1:]]]],
-    "format": [0, 2, "1", None, True],
+    "format": [0, 1.5, "1", None, True],
     "timestamp": [5, "", "-5", "5.5", "0", " 5", "9007199254740992", "9" * 99],
     "previous": [0, None, LINE["timestamp"], "9007199254740991"],
     "origin": [None, 5, "", "eu1", "eu1.", ".a", "EU.a", "a.b.c", "a.b\n", "é.a"],

@@ -1,0 +1,148 @@
+"""`sidecar status`, `accept-loss` and `parked`: how one node does, and steps only a person takes.
+
+Owns what is asked of the admin listener and how the answer is told.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from sidecar.asking import admin_of, console, moment, printable
+from sidecar.bulk import Sidecar
+from sidecar.core.relationship import format_expires_at
+from sidecar.errors import Refused
+
+JsonObject = dict[str, Any]
+
+
+async def status_of(url: str) -> JsonObject:
+    """What the node whose admin listener is at `url` says of itself."""
+    async with admin_of(url, "status") as client:
+        return await client.get("/status")
+
+
+async def parked_at(url: str) -> list[JsonObject]:
+    """The transactions that wait there, one of each origin."""
+    async with admin_of(url, "parked transactions") as client:
+        return await _parked(client)
+
+
+async def accept_loss(url: str) -> JsonObject:
+    """Let that node go on without what it lacks. Raises Refused (409) when nothing is missing."""
+    async with admin_of(url, "loss to accept") as client:
+        return await client.post("/accept-loss", "default", b"{}")
+
+
+async def drop_parked(url: str, origin: str) -> JsonObject:
+    """Drop what is parked of an origin there; returns what it was. Raises Refused."""
+    async with admin_of(url, "parked transactions") as client:
+        found = await _parked(client)
+        one = next((each for each in found if each["origin"] == origin), None)
+        if one is None:
+            known = ", ".join(each["origin"] for each in found) or "nothing"
+            raise Refused("not_parked", f"nothing of {origin} is parked there; parked is {known}")
+        named = f'{{"origin":"{one["origin"]}","timestamp":"{one["timestamp"]}"}}'
+        # The one that was looked at, not one that has come meanwhile.
+        await client.post("/parked/drop", "default", named.encode())
+        return one
+
+
+async def _parked(client: Sidecar) -> list[JsonObject]:
+    answer = await client.get("/parked")
+    if not isinstance(answer.get("parked"), list):
+        raise Refused("bad_answer", "GET /parked gave no list of parked transactions")
+    return list(answer["parked"])
+
+
+# --- what a person reads --------------------------------------------------------------------------
+
+
+def tell_status(status: JsonObject) -> None:
+    """Print it: what it is, what it waits for, and its targets."""
+    out = console()
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for name, text in _facts(status):
+        facts.add_row(name, printable(text))
+    out.print(facts)
+    if not status["targets"]:
+        return
+    out.print()
+    table = Table(box=None, pad_edge=False)
+    for heading in ("target", "session", "lag", "acknowledged", "transfer", "last error"):
+        table.add_column(heading, overflow="fold")
+    for node, target in status["targets"].items():
+        table.add_row(*map(printable, _target(node, target, status["transfers_out"].get(node))))
+    out.print(table)
+
+
+def tell_parked(parked: Sequence[Mapping[str, str]]) -> None:
+    """Print them as rows."""
+    if not parked:
+        console().print("nothing is parked")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("origin", "timestamp", "since (UTC)", "reason"):
+        table.add_column(heading, overflow="fold")
+    for one in parked:
+        cells = (one["origin"], one["timestamp"], _moment_of(one["since"]), one["reason"])
+        table.add_row(*map(printable, cells))
+    console().print(table)
+
+
+def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
+    yield "node", f"{status['node']} in {status['region']}, release {status['release']}"
+    yield "phase", status["phase"]
+    if status["serves_not_because"]:
+        yield "serves nothing", status["serves_not_because"]
+    if status["takes_no_writes_because"]:
+        yield "takes no writes", status["takes_no_writes_because"]
+    yield "incarnation", status["origin"] or "none yet"
+    if status["feed_length"] is not None:
+        trimmed = int(status["trimmed"])
+        behind = f", trimmed up to {trimmed}" if trimmed else ""
+        yield "feed", f"{status['feed_length']:,} transactions{behind}"
+        yield "unsettled tuples", f"{status['unsettled']:,}{_held(status)}"
+        yield "parked", _parked_in_words(status["parked"])
+    if status["transfer_in"]:
+        transfer = status["transfer_in"]
+        yield "state transfer", f"from {transfer['source']}, {_share(transfer)}"
+    yield "members", ", ".join(status["members"])
+    if status["removed"]:
+        yield "removed nodes", ", ".join(status["removed"])
+    durable = status["durable"]
+    for origin, timestamp in sorted(status["vector"].items()):
+        ended = status["ended"].get(origin)
+        marks = f", ended at {ended}" if ended else ""
+        if durable.get(origin) != timestamp:
+            marks += f", durable {durable.get(origin, 0)}"
+        yield "has", f"{origin} up to {timestamp}{marks}"
+
+
+def _held(status: JsonObject) -> str:
+    held_by = status["collection"]["held_by"]
+    return f", wait for {held_by}" if held_by and status["unsettled"] else ""
+
+
+def _parked_in_words(parked: Sequence[Mapping[str, str]]) -> str:
+    if not parked:
+        return "nothing"
+    return ", ".join(one["origin"] for one in parked) + "; `sidecar parked` says why"
+
+
+def _target(node: str, target: JsonObject, transfer: JsonObject | None) -> tuple[str, ...]:
+    stands = "connected" if target["connected"] else "not connected"
+    session = "unreachable" if target["unreachable"] else stands
+    error = "" if target["connected"] else target["last_error"] or ""
+    sent = _share(transfer) if transfer else ""
+    return node, session, f"{target['lag_ms']:,.0f} ms", target["acknowledged"], sent, error
+
+
+def _share(transfer: Mapping[str, Any]) -> str:
+    return f"{100 * transfer['buckets'] // transfer['of']} %"
+
+
+def _moment_of(timestamp: str) -> str:
+    return moment(format_expires_at(int(timestamp)))
