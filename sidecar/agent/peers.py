@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sidecar.core.clock import is_incarnation
 from sidecar.core.collection import Rows, Stability
 from sidecar.core.session import Here
 from sidecar.core.vector import Vector, above, is_covered, newest_origins, node_of, pointwise_max
@@ -92,7 +93,7 @@ class Peers:
         self._store, self._me, self._now_us = store, me, now_us
         self.rows = Rows(me, members)
         self.told: dict[str, Told] = {}
-        self._restored = ""
+        self._is_restored = False
         self._proofs: set[str] = set()
         self._deciding = asyncio.Lock()
         self._phase_since_us: tuple[str, Phase, int] = ("", Phase.UNPROVEN, 0)
@@ -132,6 +133,18 @@ class Peers:
             facts["claims"] = encode_vector(self.rows.claims_of(to))
         return facts
 
+    async def restore(self) -> None:
+        """Read what was known before a restart. Comes before the first word to another node.
+
+        A node that was put back would otherwise be told that it has never had anything.
+        """
+        if self._is_restored:
+            return
+        known = await self._store.rows(self._others)
+        if not self._is_restored:
+            self._is_restored = True
+            self.rows.restore(known)
+
     # -- what others tell -------------------------------------------------------------------------
 
     async def greeted(self, node: str, head: Mapping[str, object]) -> None:
@@ -143,13 +156,22 @@ class Peers:
         origin = str(head.get("origin"))
         if node_of(origin) != node:
             raise Refused("bad_frame", f"{node} does not write as {origin!r}")
+        claims = decode_vector(head.get("claims", {}))
+        self._check_names({*claims, *decode_vector(head.get("vector"))})
+        await self.restore()
         if self.is_outdated(node, origin):
             return
         self._named[node] = origin
         told = self._hear(node, head)
         # One decision after the other: each changes what the next one is about.
         async with self._deciding:
-            await self._face(node, told, decode_vector(head.get("claims", {})))
+            await self._face(node, told, claims)
+
+    def _check_names(self, origins: Collection[str]) -> None:
+        """A new incarnation is greater than all of this node: that must be possible."""
+        for origin in origins:
+            if node_of(origin) == self._me and not is_incarnation(origin.partition(".")[2]):
+                raise Refused("bad_frame", f"{origin[:80]!r} is no incarnation of {self._me}")
 
     def is_outdated(self, node: str, origin: str) -> bool:
         """Whether a newer incarnation of that node has been heard of."""
@@ -228,10 +250,7 @@ class Peers:
         if not store.is_open:
             return
         now_us = self._now_us()
-        if self._restored != store.origin:
-            if not self._restored:
-                self.rows.restore(await store.rows(self._others))
-            self._restored = store.origin
+        await self.restore()
         origin, phase, since_us = self._phase_since_us
         if (origin, phase) != (store.origin, store.phase):
             since_us = now_us

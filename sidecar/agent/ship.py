@@ -143,6 +143,7 @@ class Shipping:
     async def _session(self, target: Target) -> None:
         self._metrics.attempted()
         await self._store.opened()
+        await self._peers.restore()
         sender = Sender(self._me, self._store.origin, target.node, self._limits, target.carried)
         try:
             async with self._dialler.dial(target.node, target.endpoint) as link:

@@ -243,6 +243,7 @@ class World:
         session = Session(source, target, sender, arriving, source.store.origin)
         source.sessions[target.name] = session
         self._sessions.append(session)
+        run(source.peers.restore())
         facts = source.peers.facts(to=target.name)
         self._perform(session, sender.hello(facts, self.now_us))
         self.at(self.rnd.randint(0, 250 * MS), lambda: self._tick(session))
