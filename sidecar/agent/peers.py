@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sidecar.core.clock import is_incarnation
 from sidecar.core.collection import Rows, Stability
 from sidecar.core.membership import Removed, is_ahead_of_most, is_removed, newest_removed
 from sidecar.core.session import Here
@@ -191,13 +192,21 @@ class Peers:
         if node_of(origin) != node:
             raise Refused("bad_frame", f"{node} does not write as {origin!r}")
         self.refuse_removed(node, head)
+        claims = decode_vector(head.get("claims", {}))
+        self._check_names({*claims, *decode_vector(head.get("vector"))})
         if self.is_outdated(node, origin):
             return
         self._named[node] = origin
         told = self._hear(node, head)
         # One decision after the other: each changes what the next one is about.
         async with self._deciding:
-            await self._face(node, told, decode_vector(head.get("claims", {})))
+            await self._face(node, told, claims)
+
+    def _check_names(self, origins: Collection[str]) -> None:
+        """A new incarnation is greater than all of this node: that must be possible."""
+        for origin in origins:
+            if node_of(origin) == self._me and not is_incarnation(origin.partition(".")[2]):
+                raise Refused("bad_frame", f"{origin[:80]!r} is no incarnation of {self._me}")
 
     def refuse_removed(self, node: str, head: Mapping[str, object]) -> None:
         """Raise Refused when this node says hello with data from before it was removed."""

@@ -24,6 +24,12 @@ def incarnation(now_ms: int, random_bits: int) -> str:
     return _base36(now_ms, _TIME_DIGITS) + _base36(random_bits, _RANDOM_DIGITS)
 
 
+def is_incarnation(name: str) -> bool:
+    """Whether a node can have begun under that name, and a later one can have another."""
+    is_whole = len(name) == _TIME_DIGITS + _RANDOM_DIGITS and set(name) <= set(_DIGITS)
+    return is_whole and name[:_TIME_DIGITS] != _DIGITS[-1] * _TIME_DIGITS
+
+
 def _base36(number: int, width: int) -> str:
     digits = ""
     for _ in range(width):

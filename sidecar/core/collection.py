@@ -42,8 +42,6 @@ class Rows:
         """Begin with the rows that were believed before a restart."""
         self.known = {node: dict(row) for node, row in known.items() if node in self.members}
         self._claims = {node: dict(row) for node, row in self.known.items()}
-        self._waiting = {}
-        self.ended = {}
 
     def hear(self, node: str, row: Vector) -> None:
         """A node has, or somebody was told by it that it has, this vector."""
