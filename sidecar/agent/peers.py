@@ -102,6 +102,8 @@ class Peers:
         self._neighbours = set(self._others if neighbours is None else neighbours)
         self._named: dict[str, str] = {}
         self._announced: dict[str, int] = {}
+        # Whether this node differs from most of those it was compared with (`agent/scrub.py`).
+        self.is_in_doubt = False
 
     # -- what this node tells ---------------------------------------------------------------------
 
@@ -109,7 +111,7 @@ class Peers:
     def here(self) -> Here:
         """What this node has, for a session."""
         one = self._store
-        return Here(one.vector, one.durable, one.floor, one.revision)
+        return Here(one.vector, one.durable, one.floor, one.revision, self.is_in_doubt)
 
     @property
     def is_new(self) -> bool:

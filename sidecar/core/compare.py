@@ -74,9 +74,7 @@ def compare(asked: Reading, here: Reading, feed: Iterable[Received] | None) -> V
         if entry.is_local or is_between:
             touched.update(entry.buckets)
     undecided = frozenset(
-        n
-        for n in numbers
-        if n in touched or UNKNOWN in {asked.sums[n], here.sums.get(n, UNKNOWN)}
+        n for n in numbers if n in touched or UNKNOWN in {asked.sums[n], here.sums.get(n, UNKNOWN)}
     )
     differ = (n for n in numbers - undecided if asked.sums[n] != here.sums[n])
     return Verdict(frozenset(differ), undecided)

@@ -8,6 +8,7 @@ The maintained sum knows neither payloads nor what was changed behind our back. 
 `content` instead, computed from what is stored at the moment.
 """
 
+from functools import lru_cache
 from hashlib import blake2b
 
 from sidecar.core.relationship import Identity
@@ -55,6 +56,7 @@ def _stir(h: int, limb: int) -> int:
     return (h * h + h * 31 + 7) % _PRIME
 
 
+@lru_cache(maxsize=1_024)
 def _origin_hash(origin: str) -> int:
     h = 5381
     for byte in origin.encode():

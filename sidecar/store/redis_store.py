@@ -339,6 +339,11 @@ class RedisStore(OpenStore):
         trimmed = await self._read("HGET", self.keys.meta, "trimmed")
         return max(revision, int(trimmed or 0))
 
+    async def stored_floor(self) -> Vector:
+        """origin -> timestamp up to which the feed does not hold all of it, as Redis has it."""
+        flat = await self._read("HGETALL", self.keys.floor)
+        return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+
     # -- states, page by page -------------------------------------------------------------------
 
     async def states(self, first: int, buckets: int, tuples: int) -> States:

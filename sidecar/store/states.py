@@ -39,15 +39,18 @@ class Shown(NamedTuple):
 def winner(text: str) -> Shown:
     """The winner of a state by its text. Raises Refused("damaged") for what is not one."""
     sign, rest = text[:1], text[1:]
+    payload: tuple[object, ...] = ("", "")
     try:
-        if sign not in {"+", "-"}:
-            raise ValueError(text)
         if rest.startswith("{"):
-            at, origin, operation, condition, expires_at = json.loads(rest)["siblings"][0]
-            if operation != sign or not all(isinstance(t, str) for t in (condition, expires_at)):
-                raise ValueError(text)
-            return Shown(sign == "+", (int(at), str(origin)), condition, expires_at)
-        at, origin = rest.split(" ")[:2]
-        return Shown(sign == "+", (int(at), origin))
+            at, origin, _, *payload_list = json.loads(rest)["siblings"][0]
+            payload = tuple(payload_list)
+        else:
+            at, origin = rest.split(" ")[:2]
+        version = (int(at), str(origin))
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        raise Refused("damaged", "what is stored is not the state of a tuple") from None
+        sign = ""
+    match sign, payload:
+        case "+" | "-", (str(condition), str(expires_at)):
+            return Shown(sign == "+", version, condition, expires_at)
+        case _:
+            raise Refused("damaged", "what is stored is not the state of a tuple")
