@@ -9,7 +9,8 @@
 -- ARGV 6 progress  text to be kept as the progress of the transfer, or ""
 -- ARGV 7 hashes    JSON: key, newline, relation#subject -> hash of a tuple stored here
 -- ARGV 8 page      per bucket a line of JSON: {"bucket", "vector", "tuples"}, the last a list of
---                  [key, relation#subject, hash, state]
+--                  [key, relation#subject, hash, state]; with "replace" also "strays", keys stored
+--                  here that the bucket does not list
 -- REPLY  outcome   "absorbed" | "need" | "skew" | "lost", then the clock, the vector as JSON, how
 --                  many conflicts were won by what was stored here, and by what arrived; how many
 --                  tuples became visible or changed, how many disappeared; with "need" nothing was
@@ -17,6 +18,7 @@
 -- ERRORS BADPAGE   not a page; nothing was written
 --
 -- @include conflicts
+-- @include digest
 -- @include keys
 -- @include node
 -- @include pages
@@ -51,6 +53,27 @@ local function decode(line)
   return page
 end
 
+-- The keys of a bucket that are stored here.
+local function members(page)
+  local list = redis.call('SMEMBERS', keys.bucket(page.bucket))
+  if way == 'replace' and type(page.strays) == 'table' then
+    for _, member in ipairs(page.strays) do
+      if redis.call('SISMEMBER', keys.bucket(page.bucket), member) == 0 then
+        list[#list + 1] = member
+      end
+    end
+  end
+  return list
+end
+
+-- What is stored as a state; nil for nothing, and for what was damaged behind our back.
+local function decoded(text)
+  if not text or way ~= 'replace' then return text and state.decode(text) end
+  local ok, one = pcall(state.decode, text)
+  local best = ok and one.siblings[1]
+  return best and best.at and one.revision and one or nil
+end
+
 -- name -> {key, field, theirs, mine, hash} of every tuple that either side holds.
 local function union(page)
   local found, order = {}, {}
@@ -59,7 +82,7 @@ local function union(page)
     found[name] = { member = row[1], field = row[2], hash = row[3], theirs = row[4] }
     order[#order + 1] = name
   end
-  for _, member in ipairs(redis.call('SMEMBERS', keys.bucket(page.bucket))) do
+  for _, member in ipairs(members(page)) do
     local flat = redis.call('HGETALL', keys.stored(member))
     for i = 1, #flat, 2 do
       local name = member .. '\n' .. flat[i]
@@ -81,22 +104,24 @@ local function resolve(page)
   local found, order = union(page)
   for _, name in ipairs(order) do
     local one = found[name]
-    local mine = one.mine and state.decode(one.mine)
+    local mine = decoded(one.mine)
     local theirs = one.theirs and state.decode(one.theirs)
     local theirs_seen = { page.vector, theirs and theirs.beyond or nil }
     local reached = { self.vector, page.vector, taken }
     local new, met
     if way == 'replace' then
-      new, met = state.replace(mine, theirs, theirs_seen, reached, rules, revision)
+      local mine_seen = { self.vector, taken }
+      new, met = state.replace(mine, theirs, mine_seen, theirs_seen, reached, rules, revision)
     else
       local mine_seen = { self.vector }
       if taken then mine_seen[#mine_seen + 1] = taken end
       if mine and mine.beyond then mine_seen[#mine_seen + 1] = mine.beyond end
       new, met = state.join(mine, theirs, mine_seen, theirs_seen, reached, rules, revision)
     end
-    local is_same = mine and new and state.encode(new) == one.mine
+    -- Repair also mends the indexes of what is as it should be.
+    local is_same = way ~= 'replace' and mine and new and state.encode(new) == one.mine
     -- A version that came and lost may leave no trace but its conflict.
-    if (not is_same or met[1]) and (mine or new) then
+    if (not is_same or met[1]) and (one.mine or new) then
       if not one.hash then
         need[#need + 1] = name
       else
@@ -161,10 +186,24 @@ local function change_json(row)
   return '[' .. table.concat(parts, ',') .. ']'
 end
 
+local sums = {}
+
+-- Repair trusts nothing that follows from what was stored: it is made anew.
+local function mend(tenant, change, new)
+  tuples.mend(tenant, change, new)
+  local best = new and new.siblings[1]
+  if best and best.insert then
+    local sum = (sums[change.bucket] or 0) + digest.mix(change.hash, best.at, best.origin)
+    sums[change.bucket] = sum % 1099511627776 -- 2^40
+  end
+end
+
 for _, step in ipairs(plan) do
   local tenant, change = tuples.named(step.one.member, step.one.field)
   change.bucket, change.hash = step.bucket, step.one.hash
-  if step.new then
+  if way == 'replace' then
+    mend(tenant, change, step.new)
+  elseif step.new then
     tuples.write(tenant, change, step.mine, step.new)
   else
     tuples.remove(tenant, change, step.mine)
@@ -177,6 +216,10 @@ for _, step in ipairs(plan) do
   tell(tenant, change, step.mine and step.mine.siblings[1], step.new and step.new.siblings[1])
 end
 for _, page in ipairs(batch) do
+  if way == 'replace' then
+    digest.set(number.text(page.bucket), sums[page.bucket] or 0)
+    for _, member in ipairs(members(page)) do tuples.forget(member, page.bucket) end
+  end
   pages.set(page.bucket, state.above(pages.of(page.bucket), page.vector, self.vector))
 end
 for index, tenant in ipairs(tenants) do

@@ -19,7 +19,9 @@ from sidecar.admin.conflicts import ConflictLog
 from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
 from sidecar.agent.collect import collect
+from sidecar.agent.digests import Digests
 from sidecar.agent.peers import Peers
+from sidecar.agent.scrub import Scrub
 from sidecar.agent.ship import Retries, Shipping, Target
 from sidecar.agent.tail import Tail
 from sidecar.agent.trim import Trimming
@@ -35,7 +37,9 @@ from sidecar.core.wire import FORMAT
 from sidecar.errors import Refused, Unavailable, ungrouped
 from sidecar.health import Health
 from sidecar.metrics import Metrics
+from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
+from sidecar.peer.inspection import Inspection
 from sidecar.peer.server import Receiver, peer_app
 from sidecar.store.embedded import EmbeddedValkey
 from sidecar.store.redis_store import PARTITIONS, RedisStore
@@ -132,7 +136,19 @@ async def _serve(
         metrics=metrics,
         now_us=_now_us,
     )
-    health = Health(node, store, shipping.targets)
+    digests = Digests(store)
+    calls = await stack.enter_async_context(PeerCalls(timeout_s))
+    scrub = Scrub(
+        store,
+        digests,
+        calls,
+        peers,
+        shipping.targets,
+        me=me,
+        interval_s=replication.anti_entropy_interval_s,
+        metrics=metrics,
+    )
+    health = Health(node, store, shipping.targets, scrub.reasons)
     receiver = Receiver(store, peers, me, regions, timeout_s)
     native = native_app(
         store=store, tail=tail, node=node, health=health.check, lost_of=peers.lost_of
@@ -141,17 +157,23 @@ async def _serve(
     answers = Answers(node)
     operations = Operations(node, store, peers, shipping, answers)
     admin = admin_app(metrics, health, ConflictLog(store, answers), operations)
+    inspection = Inspection(digests, me, answers)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
         ("admin", config.admin_address, AppListener(admin, answers)),
         (
             "peer",
             config.peer_address,
-            web.AppRunner(peer_app(receiver, health), access_log=None, shutdown_timeout=2.0),
+            web.AppRunner(
+                peer_app(receiver, health, inspection), access_log=None, shutdown_timeout=2.0
+            ),
         ),
     ]
     for name, address, runner in listeners:
         await stack.enter_async_context(_listening(name, address, runner))
-    parts = (tail.run(), shipping.run(), trimming.run(), collect(store, peers, metrics))
+    parts = (
+        *(tail.run(), shipping.run(), trimming.run()),
+        *(collect(store, peers, metrics), scrub.run()),
+    )
     await stack.enter_async_context(_running(loops, *parts))
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.

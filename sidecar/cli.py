@@ -8,10 +8,11 @@ so that `--help` is quick.
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -34,6 +35,7 @@ from sidecar.errors import Broken, Refused, SidecarError, ungrouped
 if TYPE_CHECKING:
     from sidecar.bulk import Imported
     from sidecar.config import Config
+    from sidecar.verify import Effect, Findings
 
 Answer = TypeVar("Answer")
 
@@ -346,6 +348,70 @@ def reset(
         from sidecar.reset import reset_node
 
         _run(reset_node(load(config, node=node, environ=os.environ), is_sure=yes, say=typer.echo))
+
+
+@app.command()
+def verify(
+    *,
+    config: Annotated[Path, typer.Option("--config", help="The YAML file of the deployment.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what differs by the word of --from.")
+    ] = False,
+    source: Annotated[
+        str | None, typer.Option("--from", help="The node whose tuples are right.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what --repair would do.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, max=3600, help="Seconds to ask about busy buckets.")
+    ] = 30,
+) -> None:
+    """Compare what all nodes store; exit code 1 when they differ or one cannot be reached."""
+    with _one_line():
+        from sidecar.config import load_some_node
+        from sidecar.verify import Watching, json_of, lines_of, plan_lines
+        from sidecar.verify import verify as compare
+
+        if repair and source is None:
+            raise Refused("bad_option", "--repair needs --from NODE: whose tuples are right?")
+        if dry_run and not repair:
+            raise Refused("bad_option", "--dry-run belongs to --repair")
+        settings = load_some_node(config, environ=os.environ)
+        told: list[Effect] = []
+
+        def planned(found: "Findings", plan: "Sequence[Effect]") -> None:
+            told.extend(plan)
+            if not as_json:
+                for line in plan_lines(found, plan):
+                    typer.echo(line)
+
+        with _progress(_count_bar()) as progress:
+            task = progress.add_task("buckets", total=None)
+            watching = Watching(
+                advance=lambda count: progress.update(task, completed=count), planned=planned
+            )
+            found = _run(
+                compare(
+                    settings.topology.nodes(),
+                    wait_s=wait,
+                    source=source,
+                    repair=repair,
+                    dry_run=dry_run,
+                    watching=watching,
+                )
+            )
+        if as_json:
+            typer.echo(json.dumps(json_of(found, told)))
+        else:
+            for line in lines_of(found):
+                # What was written behind our back need not be text.
+                typer.echo(line.encode("utf-8", "replace").decode())
+            if found.is_equal:
+                typer.echo("all nodes store the same")
+    if not found.is_equal:
+        raise typer.Exit(EXIT_UNAVAILABLE)
 
 
 # --- running --------------------------------------------------------------------------------------

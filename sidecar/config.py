@@ -35,6 +35,7 @@ from sidecar.settings import (
     RedisSettings,
     Replication,
     bad_config,
+    first_node,
     resolve_node,
 )
 
@@ -73,16 +74,34 @@ def load(
         settled = _settled(config, node, variables)
         _refuse_clashes(settled)
     except Refused as refused:
-        names_its_source = (f"{path}: ", f"{ENVIRONMENT}__", "--")
-        if path is None or refused.message.startswith(names_its_source):
-            raise
-        raise bad_config(f"{path}: {refused.message}") from None
+        raise _naming(path, refused) from None
     return settled
+
+
+def load_some_node(path: Path, *, environ: Mapping[str, str] | None = None) -> Config:
+    """The settings as one of the nodes has them, whichever the file or the environment names.
+
+    For what concerns the whole deployment. Raises as `load` does.
+    """
+    variables = _upper(environ or {})
+    try:
+        config = _validated(_read(path), _from_environment(variables), variables)
+    except Refused as refused:
+        raise _naming(path, refused) from None
+    return load(path, node=first_node(config) if config.node is None else None, environ=environ)
 
 
 def default_config(environ: Mapping[str, str] | None = None) -> Config:
     """The settings without a file: one region, one node, an embedded store in ./data."""
     return load(None, environ=environ)
+
+
+def _naming(path: Path | None, refused: Refused) -> Refused:
+    """The same refusal with its file, unless it names where the setting comes from."""
+    names_its_source = (f"{path}: ", f"{ENVIRONMENT}__", "--")
+    if path is None or refused.message.startswith(names_its_source):
+        return refused
+    return bad_config(f"{path}: {refused.message}")
 
 
 def _settled(config: Config, node: str | None, variables: Mapping[str, str]) -> Config:

@@ -1,6 +1,6 @@
 """What a node says of itself at /health, on all three listeners."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from aiohttp import web
@@ -13,12 +13,19 @@ RELEASE = version("inferadb-sidecar")
 
 
 class Health:
-    """`healthy`; `degraded` when a target is not connected or the store is full; `unhealthy` when
-    nothing is served.
+    """`healthy`; `degraded` when a target is not connected, the store is full or something is
+    damaged; `unhealthy` when nothing is served.
     """
 
-    def __init__(self, node: Node, store: RedisStore, targets: Sequence[Target]) -> None:
-        self._node, self._store, self._targets = node, store, targets
+    def __init__(
+        self,
+        node: Node,
+        store: RedisStore,
+        targets: Sequence[Target],
+        damage: Callable[[], list[str]] = list,
+    ) -> None:
+        """damage: tells in words what the comparison of digests has found."""
+        self._node, self._store, self._targets, self._damage = node, store, targets, damage
 
     def check(self) -> tuple[bool, dict[str, object]]:
         """Whether reads and writes are served here, and what a person wants to know."""
@@ -29,6 +36,7 @@ class Health:
         is_serving = not reasons
         if self._store.full_because:
             reasons.append(f"store is full, writes are refused: {self._store.full_because}")
+        reasons += self._damage()
         for target in self._targets:
             if not target.is_connected:
                 why = target.last_error or "no session yet"

@@ -137,6 +137,15 @@ class Metrics:
             "1 for the node that holds back collection, while anything waits for it",
             "node",
         )
+        self._unequal_buckets = gauge(
+            "inferadb_sidecar_digest_unequal_buckets",
+            "Buckets in which this target stores something else although it has the same writes",
+            "target",
+        )
+        self._damaged_buckets = gauge(
+            "inferadb_sidecar_digest_damaged_buckets",
+            "Buckets of this node that do not fit the digests its own writes maintain",
+        )
         self._target_changes = Counter(
             "inferadb_replication_target_changes_total",
             "Changes acknowledged by this target",
@@ -159,6 +168,7 @@ class Metrics:
             self._target_unreachable.labels(target).set(0)
             self._target_transfer.labels(target).set(1)
             self._resync_suggested.labels(target).set(0)
+            self._unequal_buckets.labels(target).set(0)
             self._target_changes.labels(target)
             self._target_failures.labels(target)
         self._lag.set_function(lambda: max((lag() for lag in targets.values()), default=0.0))
@@ -227,6 +237,14 @@ class Metrics:
     def resync_suggested(self, target: str, is_suggested: bool) -> None:
         """The feed was trimmed past what a target has acknowledged, or it is beyond that again."""
         self._resync_suggested.labels(target).set(int(is_suggested))
+
+    def unequal_buckets(self, target: str, buckets: int) -> None:
+        """In so many buckets this node and a target with the same writes differ."""
+        self._unequal_buckets.labels(target).set(buckets)
+
+    def damaged_buckets(self, buckets: int) -> None:
+        """So many buckets here were changed by somebody else than this node's own scripts."""
+        self._damaged_buckets.set(buckets)
 
     def store_full(self, is_full: bool) -> None:
         """Redis has, or has no longer, too little memory left for writes of applications."""

@@ -458,9 +458,7 @@ def _tenants(replication: Replication) -> Iterator[Problem]:
             yield Problem((*place, "home"), text)
 
 
-NOT_USED_YET = {
-    "anti_entropy_interval_s": "digests are kept and not compared",
-}
+NOT_USED_YET: dict[str, str] = {}
 """What `run` accepts, so that one file serves this release and the next."""
 
 
@@ -539,6 +537,11 @@ def resolve_node(config: Config, named: Named, region_strength: int) -> Node:
             f"{node.id} is in {node.region}; leave one of them out"
         )
     return node
+
+
+def first_node(config: Config) -> str:
+    """The id of some node of the topology."""
+    return str(_shape(config.replication).nodes()[0].id)
 
 
 def _only_node(shape: Topology, local_region: str | None) -> Node:

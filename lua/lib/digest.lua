@@ -35,6 +35,11 @@ do
     return (h % half) * half + g % half
   end
 
+  -- The sum of numbers of a bucket, whatever it was.
+  function digest.set(bucket, sum)
+    redis.call('HSET', keys.digest, bucket, number.text(sum))
+  end
+
   function digest.add(bucket, amount)
     if amount ~= 0 then
       redis.call('HINCRBY', keys.digest, bucket, number.text(amount))

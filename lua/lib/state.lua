@@ -210,15 +210,33 @@ do
     }, conflicts
   end
 
-  -- Repair: `theirs` for all that its contexts cover, ours for the rest.
-  function state.replace(mine, theirs, their_contexts, reached, rules, revision)
-    local rest = { siblings = {}, beyond = mine and mine.beyond, revision = revision }
+  -- Repair: theirs is the truth about all that it has seen. A version of ours that they have not
+  -- seen is kept, and the two are joined, until they have it; one that not even this node has
+  -- received was written behind our back, and goes. The contexts of this node come without what the
+  -- tuple itself has overwritten.
+  function state.replace(mine, theirs, my_contexts, their_contexts, reached, rules, revision)
+    local held, is_ahead = {}, false
     for _, sibling in ipairs(mine and mine.siblings or {}) do
-      if not is_covered(sibling, their_contexts) then
-        rest.siblings[#rest.siblings + 1] = sibling
-      end
+      local is_theirs = is_covered(sibling, their_contexts)
+      if is_theirs or is_covered(sibling, my_contexts) then held[#held + 1] = sibling end
+      is_ahead = is_ahead or (held[#held] == sibling and not is_theirs)
     end
-    return state.join(rest, theirs, {}, their_contexts, reached, rules, revision)
+    local beyond = mine and mine.beyond
+    local left = { siblings = held, beyond = beyond, revision = mine and mine.revision }
+    if is_ahead then
+      local seen = { beyond }
+      for _, context in ipairs(my_contexts) do seen[#seen + 1] = context end
+      return state.join(left, theirs, seen, their_contexts, reached, rules, revision)
+    end
+    left.siblings = {}
+    local new = state.join(left, theirs, {}, their_contexts, reached, rules, revision)
+    local before, after = mine and mine.siblings[1], new and new.siblings[1]
+    if before and after and same(before, after) and before.at == after.at
+      and before.origin == after.origin
+    then
+      new.revision = mine.revision
+    end
+    return new, {}
   end
 
   -- What is left once every node has what is in `stable`; nil when the tuple goes.

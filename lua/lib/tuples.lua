@@ -82,6 +82,38 @@ do
     end
   end
 
+  -- A tuple as it should be, and every index that follows from it, whatever they were; new: its
+  -- state, nil for none. Not the digest.
+  function tuples.mend(tenant, change, new)
+    local key, best = keys.tuples(tenant, change.resource), new and new.siblings[1]
+    if new then
+      redis.call('HSET', key, change.field, state.encode(new))
+      index_resource(tenant, change)
+      redis.call('SADD', keys.types(tenant), (string.match(change.resource, '^[^:]*')))
+      redis.call('SADD', keys.tenants, tenant)
+    else
+      redis.call('HDEL', key, change.field)
+      if redis.call('EXISTS', key) == 0 then unindex_resource(tenant, change) end
+    end
+    redis.call(best and best.insert and 'SADD' or 'SREM', keys.subject(tenant, change.subject),
+      change.resource .. '#' .. change.relation)
+    local name = keys.member(tenant, change.resource) .. '#' .. change.field
+    if new and not state.is_settled(new) then
+      local newest = 0
+      for _, sibling in ipairs(new.siblings) do newest = math.max(newest, sibling.at) end
+      redis.call('ZADD', keys.unsettled, number.text(newest), name)
+    else
+      redis.call('ZREM', keys.unsettled, name)
+    end
+  end
+
+  -- A resource of a bucket of which nothing is stored any more.
+  function tuples.forget(member, bucket)
+    if redis.call('EXISTS', keys.stored(member)) == 1 then return end
+    local tenant, resource = string.match(member, '^([^/]*)/(.*)$')
+    unindex_resource(tenant, { resource = resource, bucket = bucket })
+  end
+
   -- A tuple that shows the same as before and remembers less.
   function tuples.settle(tenant, change, old, new)
     redis.call('HSET', keys.tuples(tenant, change.resource), change.field, state.encode(new))
@@ -95,6 +127,7 @@ do
   function tuples.named(member, field)
     local tenant, resource = string.match(member, '^([^/]*)/(.*)$')
     local relation, subject = string.match(field, '^([^#]*)#(.*)$')
+    if not relation then relation, subject = field, '' end -- written behind our back
     return tenant, { resource = resource, relation = relation, subject = subject, field = field }
   end
 end

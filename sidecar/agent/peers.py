@@ -126,6 +126,8 @@ class Peers:
         self._removed_by: set[str] = set()
         self._told_removed: Removed = {}
         self.removed: Removed = {}
+        # Whether this node differs from most of those it was compared with (`agent/scrub.py`).
+        self.is_in_doubt = False
 
     async def prepare(self) -> None:
         """Take up what the store knows of others, before anybody is told of them or greeted.
@@ -150,7 +152,7 @@ class Peers:
     def here(self) -> Here:
         """What this node has, for a session."""
         one = self._store
-        return Here(one.vector, one.durable, one.floor, one.revision)
+        return Here(one.vector, one.durable, one.floor, one.revision, self.is_in_doubt)
 
     @property
     def is_new(self) -> bool:

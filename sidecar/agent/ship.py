@@ -203,6 +203,8 @@ class Shipping:
 
     async def page(self, sender: Sender, first: int) -> list[Action]:
         """Whole buckets from this one on, once no crash here can take away what they say."""
+        if self._peers.is_in_doubt:
+            raise Unavailable("in_doubt", "this node differs from most of the others")
         states = await self._store.states(first, PAGE_BUCKETS, PAGE_TUPLES)
         await self._store.wait_durable(states.vector)
         lines = [

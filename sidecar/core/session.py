@@ -141,12 +141,14 @@ class Here:
     """What the sending node has. vector: applied; durable: what of it no crash takes away.
 
     floor: origin -> timestamp up to which its feed does not hold everything. revision: its newest.
+    is_in_doubt: it differs from most of the others, so what it lacks must not count as deleted.
     """
 
     vector: Vector
     durable: Vector
     floor: Vector
     revision: int
+    is_in_doubt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,7 +512,7 @@ class Sender:
     # -- state transfer ---------------------------------------------------------------------------
 
     def _begin_transfer(self, here: Here, now_us: int) -> list[Action]:
-        if self._transfer is not None or now_us < self._transfer_after_us:
+        if self._transfer is not None or here.is_in_doubt or now_us < self._transfer_after_us:
             return []
         is_needed = any(
             self._sent.get(origin, 0) < here.floor.get(origin, 0)

@@ -15,6 +15,7 @@ from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame
 from sidecar.errors import Refused, SidecarError, ungrouped
 from sidecar.health import Health
 from sidecar.peer.client import PATH
+from sidecar.peer.inspection import Inspection
 from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
@@ -159,10 +160,11 @@ async def _send(socket: web.WebSocketResponse, frame: str | bytes) -> None:
         await socket.send_bytes(frame)
 
 
-def peer_app(receiver: Receiver, health: Health) -> web.Application:
+def peer_app(receiver: Receiver, health: Health, inspection: Inspection) -> web.Application:
     """The application of the peer listener."""
-    app = web.Application()
+    app = web.Application(client_max_size=MAX_FRAME_BYTES)
     app.router.add_get(PATH, receiver.serve)
     app.router.add_get("/health", health.answer)
+    inspection.add_to(app)
     app.on_shutdown.append(receiver.close)
     return app

@@ -86,3 +86,7 @@ class Keys:
     def tuples(self, tenant: str, resource: str) -> str:
         """Hash of one resource: `relation#subject` -> state."""
         return self._name(f"t:{tenant}/{resource}")
+
+    def stored(self, member: str) -> str:
+        """The same by what `b:` sets hold: `tenant/resource`."""
+        return self._name(f"t:{member}")

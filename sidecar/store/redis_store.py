@@ -47,6 +47,10 @@ COLLECT_COUNT = 200
 """Tuples per call of the collect script, so that Redis never blocks for long."""
 
 
+SCAN_COUNT = 500
+"""Keys per step of a walk over all keys, for the same reason."""
+
+
 class RedisStore(OpenStore):
     """The data set of `node`. Use as an async context manager; it opens when Redis answers.
 
@@ -337,6 +341,11 @@ class RedisStore(OpenStore):
         trimmed = await self._read("HGET", self.keys.meta, "trimmed")
         return max(revision, int(trimmed or 0))
 
+    async def stored_floor(self) -> Vector:
+        """origin -> timestamp up to which the feed does not hold all of it, as Redis has it."""
+        flat = await self._read("HGETALL", self.keys.floor)
+        return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+
     # -- states, page by page -------------------------------------------------------------------
 
     async def states(self, first: int, buckets: int, tuples: int) -> States:
@@ -348,7 +357,7 @@ class RedisStore(OpenStore):
             number, digest, beyond, count = rest[at : at + 4]
             at += 4
             end = at + 3 * int(count)
-            texts = [text.decode() for text in rest[at:end]]
+            texts = [_text(text) for text in rest[at:end]]
             rows = list(zip(texts[::3], texts[1::3], texts[2::3], strict=True))
             found.append(Bucket(int(number), int(digest), _vector(beyond), rows))
             at = end
@@ -412,6 +421,29 @@ class RedisStore(OpenStore):
         """
         if await self._read("EXISTS", self.keys.beyond):
             await self.finish({}, "", ended, is_whole)
+
+    # -- what no bucket lists -------------------------------------------------------------------
+
+    async def strays(self, cursor: str) -> tuple[str, list[str]]:
+        """A step of a walk over the stored keys of tuples: `tenant/resource` of those not listed.
+
+        Begin with "0" and go on with the cursor that is returned; at "0" the walk is over.
+        """
+        prefix = self.keys.stored("")
+        pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in prefix) + "*"
+        following, found = await self._read("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+        members = [_text(key)[len(prefix) :] for key in found]
+        asked = [[name, bucket_of_name(name)] for name in members if _is_member(name)]
+        if not asked:
+            return following.decode(), []
+        reply = await self._ask(self._reader(), "strays", self._clock, json.dumps(asked))
+        return following.decode(), [name.decode() for name in reply[1:]]
+
+    async def tuples_of(self, member: str) -> list[tuple[str, str, str]]:
+        """What is stored under `tenant/resource`: that, relation#subject, text of the state."""
+        flat = await self._read("HGETALL", self.keys.stored(member))
+        texts = [_text(text) for text in flat]
+        return [(member, *row) for row in zip(texts[::2], texts[1::2], strict=True)]
 
     # -- collection -----------------------------------------------------------------------------
 
@@ -493,3 +525,13 @@ class RedisStore(OpenStore):
         """Up to where the feed of an earlier incarnation of this node is part of that of today."""
         last = await self._read("HGET", self.keys.meta, f"last:{origin}")
         return None if last is None else int(last)
+
+
+def _text(raw: bytes) -> str:
+    """What was written behind our back need not be UTF-8."""
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _is_member(name: str) -> bool:
+    tenant, slash, resource = name.partition("/")
+    return bool(tenant and slash and resource) and name.isprintable()

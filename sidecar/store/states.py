@@ -4,8 +4,11 @@
 """
 
 import json
+from typing import NamedTuple
 
 from sidecar.core.relationship import Relationship
+from sidecar.core.vector import Version
+from sidecar.errors import Refused
 
 
 def visible(
@@ -22,3 +25,32 @@ def visible(
     if expires_us is not None and expires_us <= now_us:
         return None
     return Relationship(tenant, resource, relation, subject, condition or None, expires_us)
+
+
+class Shown(NamedTuple):
+    """The winner of a state: condition and expires_at as stored, "" for none."""
+
+    is_visible: bool
+    version: Version
+    condition: str = ""
+    expires_at: str = ""
+
+
+def winner(text: str) -> Shown:
+    """The winner of a state by its text. Raises Refused("damaged") for what is not one."""
+    sign, rest = text[:1], text[1:]
+    payload: tuple[object, ...] = ("", "")
+    try:
+        if rest.startswith("{"):
+            at, origin, _, *payload_list = json.loads(rest)["siblings"][0]
+            payload = tuple(payload_list)
+        else:
+            at, origin = rest.split(" ")[:2]
+        version = (int(at), str(origin))
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        sign = ""
+    match sign, payload:
+        case "+" | "-", (str(condition), str(expires_at)):
+            return Shown(sign == "+", version, condition, expires_at)
+        case _:
+            raise Refused("damaged", "what is stored is not the state of a tuple")

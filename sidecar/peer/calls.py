@@ -1,0 +1,71 @@
+"""Calls to the peer listener of a node that are no session: one request, one answer in JSON."""
+
+import json
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from sidecar.errors import Refused, Unavailable
+
+MAX_QUOTED = 200
+
+
+class PeerCalls:
+    """Asks nodes at `host:port`. One for all of them; use as an async context manager."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    async def get(self, endpoint: str, path: str) -> dict[str, Any]:
+        """The answer to a GET. Raises Refused for 4xx, Unavailable for anything else but 2xx."""
+        return await self._ask("GET", endpoint, path, None)
+
+    async def post(self, endpoint: str, path: str, body: object) -> dict[str, Any]:
+        """The answer to a POST of JSON; raises the same."""
+        return await self._ask("POST", endpoint, path, json.dumps(body).encode())
+
+    async def _ask(
+        self, method: str, endpoint: str, path: str, body: bytes | None
+    ) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with self._session.request(
+                method,
+                f"http://{endpoint}{path}",
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+            ) as response:
+                status, text = response.status, await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            reason = str(error) or f"no answer within {self._timeout_s:.0f} s"
+            raise Unavailable("unreachable", f"{endpoint} cannot be asked: {reason}") from error
+        try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = None
+        if isinstance(answer, dict) and status == 200:
+            return answer
+        said = answer if isinstance(answer, dict) else {}
+        code = str(said.get("error", f"http_{status}"))
+        quoted = text[:MAX_QUOTED].decode(errors="replace")
+        message = str(said.get("message", f"{endpoint}{path} answers {status}: {quoted}"))
+        if 400 <= status < 500:
+            raise Refused(code, message, status)
+        raise Unavailable(code, message)
