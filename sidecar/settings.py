@@ -458,10 +458,6 @@ def _tenants(replication: Replication) -> Iterator[Problem]:
             yield Problem((*place, "home"), text)
 
 
-NOT_USED_YET: dict[str, str] = {}
-"""What `run` accepts, so that one file serves this release and the next."""
-
-
 def _idle_settings(config: Config) -> Iterator[Problem]:
     replication = config.replication
     known = _region_ids(replication)
@@ -478,8 +474,6 @@ def _idle_settings(config: Config) -> Iterator[Problem]:
         if configured.is_primary and not uses_primary:
             text = f"has no effect with strategy {replication.strategy}"
             yield Problem(("replication", "regions", i, "is_primary"), text)
-    for name in sorted(replication.model_fields_set & NOT_USED_YET.keys()):
-        yield Problem(("replication", name), f"has no effect yet: {NOT_USED_YET[name]}")
     missing = next(config.topology.unreached(), None)
     if missing is not None:
         source, to = missing

@@ -9,10 +9,14 @@ import binascii
 import re
 from typing import NamedTuple
 
-from sidecar.core.vector import Vector
+from sidecar.core.vector import Vector, newest_origins
 from sidecar.errors import Refused
 
 MAX_TOKEN_BYTES = 6 * 1024
+MAX_ORIGINS = 64
+"""Beyond it the incarnations that ended the longest ago are left out: every node has had them for
+long, and a token has to fit into a header."""
+
 _FORMAT = "1"
 _TEXT = re.compile(r"[a-z0-9-]{1,32}\|[0-9]{1,16}(\|[a-z0-9-]{1,32}\.[a-z0-9]{1,32}:[0-9]{1,16})*")
 
@@ -26,7 +30,8 @@ class Token(NamedTuple):
 
     def encode(self) -> str:
         """Text that is safe in headers and URLs."""
-        entries = "".join([f"|{origin}:{t}" for origin, t in self.vector.items()])
+        vector = self.vector if len(self.vector) <= MAX_ORIGINS else _shortened(self.vector)
+        entries = "".join([f"|{origin}:{t}" for origin, t in vector.items()])
         text = f"{self.node}|{self.revision}{entries}"
         return _FORMAT + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
@@ -48,6 +53,14 @@ class Token(NamedTuple):
             origin, _, timestamp = entry.partition(":")
             vector[origin] = int(timestamp)
         return cls(node, int(revision), vector)
+
+
+def _shortened(vector: Vector) -> Vector:
+    """Without the oldest of the incarnations that are not their node's newest."""
+    newest = set(newest_origins(vector).values())
+    older = sorted(vector.keys() - newest, key=lambda origin: origin.partition(".")[2])
+    dropped = set(older[: len(vector) - MAX_ORIGINS])
+    return {origin: t for origin, t in vector.items() if origin not in dropped}
 
 
 def _not_a_token() -> Refused:

@@ -527,11 +527,3 @@ def test_the_examples_in_the_sample_file_are_valid(write: Write) -> None:
     config = load(write(uncommented(SAMPLE.read_text())), environ={})
     assert config.node == "node1"
     assert len(config.topology.nodes()) == 2
-
-
-def test_a_setting_that_does_nothing_yet_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "sidecar.yaml"
-    file.write_text("replication:\n  feed_retention_s: 60\n  anti_entropy_interval_s: 5\n")
-    assert load(file, environ={}).remarks() == (
-        "replication.anti_entropy_interval_s: has no effect yet: digests are kept and not compared",
-    )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.token import MAX_TOKEN_BYTES, Token
+from sidecar.core.token import MAX_ORIGINS, MAX_TOKEN_BYTES, Token
 from sidecar.errors import Refused
 
 NODES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
@@ -122,3 +122,18 @@ def test_a_token_has_at_most_6_kib() -> None:
     assert Token.decode(largest).vector == vector
     too_many = {**vector, **{f"more{n}.mwsgf5bo0000": 1 for n in range(9)}}
     assert is_refused(Token("node1", 5, too_many).encode())
+
+
+def test_a_token_stays_short_however_often_nodes_have_begun_anew() -> None:
+    """What ended the longest ago goes; the newest incarnation of every node stays."""
+    vector = {
+        f"node{n}.mwsgf{i:03}o35gt": 1_790_000_000_000_000 + i for n in (1, 2) for i in range(200)
+    }
+    text = Token("node1", 1_790_000_000_000_000, vector).encode()
+    assert len(text) <= MAX_TOKEN_BYTES
+    kept = Token.decode(text).vector
+    assert len(kept) == MAX_ORIGINS
+    assert kept.items() <= vector.items()
+    oldest = sorted({origin.partition(".")[2] for origin in kept})[0]
+    assert oldest == "mwsgf168o35gt"
+    assert {"node1.mwsgf199o35gt", "node2.mwsgf199o35gt"} <= kept.keys()
