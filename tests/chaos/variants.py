@@ -30,12 +30,14 @@ class Variant:
 # Alone it would do no harm: a session begins where the receiver's Redis is, and a gap is told. So
 # here an acknowledgement is believed, as it would be where it moves a cursor or trims a feed.
 ACKNOWLEDGE_FIRST = """\
-    async def _merge(self, socket, batches):
-        import json
+    async def on_batches(self, batches):
         newest = json.loads(batches[-1][1].splitlines()[-1])
         self._store._advance(0, {newest["origin"]: int(newest["timestamp"])})
+        self._late = asyncio.create_task(self._merge_late(batches))
         number = batches[-1][0].get("batch")
-        await _send(socket, acknowledge(number, AckOutcome.APPLIED, "", self._store.vector))
+        return acknowledge(number, AckOutcome.APPLIED, self._store.vector, self._store.durable)
+
+    async def _merge_late(self, batches):
         try:
             await self._store.merge(b"\\n".join(lines for _, lines in batches))
         except Unavailable:
@@ -43,16 +45,25 @@ ACKNOWLEDGE_FIRST = """\
 
 """
 
+GAPS_PASS = [
+    Patch(
+        "lua/merge.lua",
+        "if tx.previous > reached and not parked.follows(tx.origin) then",
+        "if false then",
+    ),
+    Patch("lua/merge.lua", "if tx.previous > reached then", "if false then"),
+]
+
 BROKEN = {
     "ack-before-merge": Variant(
         "a batch is acknowledged before it is merged, and counts as received",
         None,
         [
-            Patch("lua/merge.lua", "if tx.previous > reached then", "if false then"),
+            *GAPS_PASS,
             Patch(
-                "sidecar/peer/server.py",
-                "    async def _merge(self, ",
-                ACKNOWLEDGE_FIRST + "    async def _merge_aloud(self, ",
+                "sidecar/agent/incoming.py",
+                "    async def on_batches(self, ",
+                ACKNOWLEDGE_FIRST + "    async def _on_batches_aloud(self, ",
             ),
         ],
     ),
@@ -89,8 +100,8 @@ BROKEN = {
         [
             Patch(
                 "lua/lib/state.lua",
-                "siblings = rules.keeps_losers and siblings or { siblings[1] }",
-                "siblings = { siblings[1] }",
+                "return rules.keeps_losers and siblings or { siblings[1] }",
+                "return { siblings[1] }",
             )
         ],
     ),
@@ -109,13 +120,13 @@ BROKEN = {
         "what is missing before a batch is taken for received, and a resumed session begins late",
         None,
         [
-            Patch("lua/merge.lua", "if tx.previous > reached then", "if false then"),
+            *GAPS_PASS,
             Patch(
                 "sidecar/core/session.py",
-                "        self.position = self.sent = self.acknowledged\n"
-                "        return [Established()]\n",
-                "        self.position = self.sent = self.acknowledged + 20_000\n"
-                "        return [Established()]\n",
+                "        self._go_back(here)\n        reached = {",
+                "        self._go_back(here)\n"
+                "        self._sent = {o: t + 20_000 for o, t in self._sent.items()}\n"
+                "        reached = {",
             ),
         ],
     ),
