@@ -561,8 +561,15 @@ class MemoryStore:
         their_context = pointwise_max(vector, theirs.beyond)
         my_context = pointwise_max(reached, mine.beyond)
         if way is Way.REPLACE:
-            kept = {v: s for v, s in mine.siblings.items() if not covers(their_context, v)}
-            mine, my_context = TupleState(kept, mine.beyond), {}
+            # What nobody has written goes; what they have not seen waits until they have.
+            held = {
+                v: s
+                for v, s in mine.siblings.items()
+                if covers(their_context, v) or covers(reached, v)
+            }
+            mine = TupleState(held, mine.beyond)
+            if all(covers(their_context, v) for v in held):
+                mine, my_context = TupleState({}, mine.beyond), {}
         state, conflicts = join(mine, theirs, my_context, their_context, self.rules)
         self._count(whose for *_, whose in conflicts)
         if state is None:

@@ -214,6 +214,28 @@ async def test_a_transfer_goes_on_after_a_restart(opened: Opens) -> None:
     assert (await view(here.store, BUCKETS)).tuples == (await view(there.store, BUCKETS)).tuples
 
 
+async def test_a_repair_takes_their_word_for_all_that_they_have_seen(opened: Opens) -> None:
+    """Collected there, and kept here: by their word it is gone."""
+    here, there = await opened("a"), await opened("b")
+    await insert(there)
+    await take(here, there)
+    await delete(there)
+    await there.store.collect(there.store.vector, {})
+    assert len(await siblings(here.store)) == 1
+    await here.store.absorb(await page_of(there.store, BUCKETS), Way.REPLACE)
+    assert await siblings(here.store) == set()
+
+
+async def test_a_repair_does_not_bring_back_what_was_overwritten_here(opened: Opens) -> None:
+    """They have not seen the delete yet; their insert is what it has overwritten."""
+    here, there = await opened("a"), await opened("b")
+    await insert(there)
+    await take(here, there)
+    mine = await delete(here)
+    await here.store.absorb(await page_of(there.store, BUCKETS), Way.REPLACE)
+    assert await siblings(here.store) == {mine}
+
+
 async def test_a_page_that_is_ahead_of_the_clock_is_left(opened: Opens, clock: WallClock) -> None:
     here, there = await opened("a"), await opened("b")
     clock.pass_s(120)

@@ -1,5 +1,6 @@
 """Scenes of a session: hello, batches in flight, acknowledgements, and peers that talk nonsense."""
 
+import dataclasses
 import itertools
 import json
 from dataclasses import dataclass
@@ -448,3 +449,17 @@ def test_a_batch_is_called_by_a_number_or_refused(number: object) -> None:
     with pytest.raises(Refused) as refused:
         acknowledge(number, AckOutcome.APPLIED, {}, {})
     assert refused.value.code == "bad_frame"
+
+
+def test_a_node_in_doubt_begins_no_transfer_until_it_is_trusted_again() -> None:
+    """What it lacks would read as deleted at the target."""
+    one = sender()
+    here = Here({ORIGIN: 99}, {ORIGIN: 99}, {ORIGIN: 50}, 99)
+    doubted = dataclasses.replace(here, is_in_doubt=True)
+
+    def began(known: Here, now_us: int) -> bool:
+        sent = one.on_tick(known, FACTS, now_us)
+        return any(head_of(action)["type"] == "transfer" for action in sent)
+
+    assert not began(doubted, HEARTBEAT_US)
+    assert began(here, 2 * HEARTBEAT_US)
