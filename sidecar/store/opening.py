@@ -80,6 +80,7 @@ class OpenStore:
         self._closed_because = Unavailable("store_unavailable", "Redis has not answered yet")
         self._covering: list[tuple[Vector, asyncio.Future[None]]] = []
         self._next_own: asyncio.Future[int] | None = None
+        self._is_ending = False
         self._phase = Phase.UNPROVEN
         self._run_id = ""
         self._origin = ""
@@ -236,6 +237,8 @@ class OpenStore:
                 extra={"origin": self._origin, "revision": self._clock, "phase": self._phase.value},
             )
             await self._watch_over()
+            if self._is_ending:
+                return
 
     async def _watch_over(self) -> None:
         """Returns when the store has closed; notices also while nobody asks for anything."""

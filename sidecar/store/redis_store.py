@@ -94,6 +94,7 @@ class RedisStore(OpenStore):
         return self
 
     async def __aexit__(self, *failure: Any) -> None:
+        self._is_ending = True
         self._set_closed(Unavailable("store_unavailable", "this node is shutting down"))
         self._group_commit.refuse(self._closed_because)
         try:
