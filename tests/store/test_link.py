@@ -61,7 +61,7 @@ async def test_a_cancellation_that_the_library_swallows_is_heeded(valkey: RealVa
 
     async def connect() -> None:
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         await swallowing()
 
     link._connection.connect = connect
