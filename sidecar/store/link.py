@@ -108,11 +108,9 @@ class Link:
         async with self._turn:
             try:
                 await self._connect()
-                _heed_cancellation()
                 async with asyncio.timeout(self._timeout_s):
                     await self._connection.send_command(*command, check_health=False)
-                    reply = await self._connection.read_response()
-                _heed_cancellation()
+                    return await self._connection.read_response()
             except (ResponseError, BusyLoadingError) as error:
                 # An answer: the connection is as good as before.
                 raise _translate(error) from error
@@ -126,8 +124,6 @@ class Link:
                 # The reply, also one to the greeting, would be taken for that to the next command.
                 await self.close()
                 raise
-            else:
-                return reply
 
     async def _connect(self) -> None:
         if self.is_connected:
@@ -179,17 +175,6 @@ class Link:
     async def close(self) -> None:
         """Drop the connection; the next call makes a new one."""
         await self._connection.disconnect(nowait=True)
-
-
-def _heed_cancellation() -> None:
-    """Raise the cancellation that redis-py may have swallowed.
-
-    It waits with `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes at
-    the moment of the result; the task would go on for ever, and hold up the end of the node.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def _translate(error: RedisError) -> Exception:

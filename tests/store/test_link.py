@@ -1,7 +1,6 @@
 """A connection to Redis whose caller is cancelled, wherever: nothing is mixed up."""
 
 import asyncio
-import contextlib
 import socket
 
 import pytest
@@ -51,25 +50,4 @@ async def test_a_reply_that_does_not_come_is_an_unknown_outcome(valkey: RealValk
         await link.call("BLPOP", "nothing", 1)
     assert caught.value.code == "outcome_unknown"
     assert await link.call("PING") == b"PONG"
-    await link.close()
-
-
-async def test_a_cancellation_that_the_library_swallows_is_heeded(valkey: RealValkey) -> None:
-    """Else a task that is to end goes on for ever, and the node with it."""
-    link = Link(pool_of(valkey.url, 5.0), 5.0)
-    swallowing = link._connection.connect
-
-    async def connect() -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.Event().wait()
-        await swallowing()
-
-    link._connection.connect = connect
-    calling = asyncio.create_task(link.call("PING"))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    calling.cancel()
-    async with asyncio.timeout(10):
-        await asyncio.wait({calling})
-    assert calling.cancelled()
     await link.close()
