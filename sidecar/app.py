@@ -34,6 +34,7 @@ from sidecar.core.routing import carried, neighbours
 from sidecar.core.session import Limits, Party
 from sidecar.core.trim import Keep
 from sidecar.core.wire import FORMAT
+from sidecar.endings import end
 from sidecar.errors import Refused, Unavailable, ungrouped
 from sidecar.health import Health
 from sidecar.metrics import Metrics
@@ -231,9 +232,7 @@ async def _running(
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from sidecar.core.membership import Removed
 from sidecar.core.relationship import Relationship
 from sidecar.core.vector import Vector, is_covered, pointwise_max
 from sidecar.core.wire import bucket_of_name, encode_vector, hash_of
+from sidecar.endings import end
 from sidecar.errors import Refused, Unavailable
 from sidecar.metrics import Metrics
 from sidecar.store import states
@@ -89,8 +90,7 @@ class RedisStore(OpenStore):
     async def __aenter__(self) -> Self:
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
         loops = (self._keep_open(), self._sync(), *map(self._group_commit.run, self._writers))
-        for loop in loops:
-            self._stack.callback(group.create_task(loop).cancel)
+        self._stack.push_async_callback(end, [group.create_task(loop) for loop in loops])
         return self
 
     async def __aexit__(self, *failure: Any) -> None:
