@@ -31,7 +31,8 @@ from sidecar.api.native import app_listener, native_app
 from sidecar.config import Address, Config
 from sidecar.core.conflict import Rules
 from sidecar.core.routing import carried, neighbours
-from sidecar.core.session import Limits, Party
+from sidecar.core.sender import Limits
+from sidecar.core.session import Party
 from sidecar.core.trim import Keep
 from sidecar.core.wire import FORMAT
 from sidecar.endings import end

@@ -15,7 +15,7 @@ from typing import Protocol
 from sidecar.core.clock import is_incarnation
 from sidecar.core.collection import Rows, Stability
 from sidecar.core.membership import Removed, is_ahead_of_most, is_removed, newest_removed
-from sidecar.core.session import Here
+from sidecar.core.sender import Here
 from sidecar.core.vector import Vector, above, is_covered, newest_origins, node_of, pointwise_max
 from sidecar.core.wire import decode_vector, encode_vector
 from sidecar.errors import Refused, Unavailable

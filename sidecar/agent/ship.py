@@ -1,6 +1,6 @@
 """Shipping: for each target a session that carries this node's feed there, for ever.
 
-Owns the retries and what is known of each target. What to send is decided in `core/session.py`; how
+Owns the retries and what is known of each target. What to send is decided in `core/sender.py`; how
 it travels in `peer/client.py`. A dead target never slows a local write: it only leaves its part of
 the feed where it is.
 """
@@ -17,19 +17,19 @@ import tenacity
 from sidecar.agent.peers import Peers
 from sidecar.agent.tail import Tail
 from sidecar.core.relationship import BUCKETS
-from sidecar.core.session import (
+from sidecar.core.sender import (
     Acknowledged,
     Action,
     Close,
     Established,
     Limits,
     Parked,
-    Party,
     ReadStates,
     Send,
     Sender,
     Transferred,
 )
+from sidecar.core.session import Party
 from sidecar.core.vector import pointwise_max
 from sidecar.core.wire import encode_bucket
 from sidecar.errors import Refused, SidecarError, Unavailable, ungrouped

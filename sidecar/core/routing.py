@@ -2,7 +2,7 @@
 
 The transactions of node O reach node T over the last hop of the shortest path from O to T. That
 path is of the configuration; what fails is found out by looking at what a target lacks, which needs
-no agreement on what has failed (`core/session.py`).
+no agreement on what has failed (`core/sender.py`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -122,7 +122,7 @@ BROKEN = {
         [
             *GAPS_PASS,
             Patch(
-                "sidecar/core/session.py",
+                "sidecar/core/sender.py",
                 "        self._go_back(here)\n        reached = {",
                 "        self._go_back(here)\n"
                 "        self._sent = {o: t + 20_000 for o, t in self._sent.items()}\n"

@@ -17,11 +17,12 @@ from sidecar.agent import incoming as incoming_module
 from sidecar.agent.incoming import Incoming, Intake
 from sidecar.agent.peers import Peers
 from sidecar.core import relationship
-from sidecar.core import session as session_module
+from sidecar.core import sender as sender_module
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.relationship import Change, Identity, Operation, Relationship, bucket_of
 from sidecar.core.routing import Graph, carried, neighbours
-from sidecar.core.session import Action, Close, Limits, Party, ReadStates, Send, Sender, refuse
+from sidecar.core.sender import Action, Close, Limits, ReadStates, Send, Sender
+from sidecar.core.session import Party, refuse
 from sidecar.core.vector import Vector, Version, is_covered, pointwise_max
 from sidecar.core.wire import decode_frame, decode_vector, encode_bucket
 from sidecar.errors import SidecarError
@@ -56,7 +57,7 @@ def run(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
 @contextmanager
 def few_buckets() -> Iterator[None]:
     """Few tuples need few buckets; 4,096 of them are for real stores."""
-    modules = (relationship, session_module, incoming_module)
+    modules = (relationship, sender_module, incoming_module)
 
     def set_to(count: int) -> None:
         for module in modules:

@@ -13,7 +13,8 @@ from sidecar.agent.incoming import Incoming, Intake
 from sidecar.agent.peers import PRESENT_US, PROOF_US, Peers
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.relationship import Change, Operation, Relationship
-from sidecar.core.session import Limits, Party, Send, Sender
+from sidecar.core.sender import Limits, Send, Sender
+from sidecar.core.session import Party
 from sidecar.core.vector import Version, newest_origins
 from sidecar.core.wire import decode_frame, encode_vector
 from sidecar.errors import Refused, Unavailable

@@ -9,27 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.session import (
+from sidecar.core.sender import (
     HEARTBEAT_US,
     MAX_BATCH_BYTES,
     Acknowledged,
-    AckOutcome,
     Action,
     Close,
     Established,
     Here,
     Limits,
     Parked,
-    Party,
     ReadStates,
     Send,
     Sender,
     Transferred,
-    acknowledge,
-    greet,
-    refuse,
-    welcome,
 )
+from sidecar.core.session import AckOutcome, Party, acknowledge, greet, refuse, welcome
 from sidecar.core.wire import decode_frame, encode_vector
 from sidecar.errors import Refused
 

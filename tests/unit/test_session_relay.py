@@ -4,24 +4,19 @@ from dataclasses import dataclass
 
 import pytest
 
-from sidecar.core.session import (
+from sidecar.core.sender import (
     ADOPT_US,
     PARKED_RETRY_US,
-    TRANSFER,
     Acknowledged,
-    AckOutcome,
     Action,
     Established,
     Here,
     Limits,
     Parked,
-    Party,
     Send,
     Sender,
-    acknowledge,
-    heartbeat,
-    welcome,
 )
+from sidecar.core.session import TRANSFER, AckOutcome, Party, acknowledge, heartbeat, welcome
 from sidecar.core.wire import decode_frame, encode_vector
 
 S = 1_000_000

@@ -12,22 +12,18 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from sidecar.core.session import (
+from sidecar.core.sender import (
     MAX_BATCH_BYTES,
     Acknowledged,
-    AckOutcome,
     Action,
     Close,
     Established,
     Here,
     Limits,
-    Party,
     Send,
     Sender,
-    acknowledge,
-    heartbeat,
-    welcome,
 )
+from sidecar.core.session import AckOutcome, Party, acknowledge, heartbeat, welcome
 from sidecar.core.wire import decode_frame, encode_vector
 
 US = Party("us1", "us", "global.0", 1, 1, "lww:123456")

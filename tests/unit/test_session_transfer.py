@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.relationship import BUCKETS
-from sidecar.core.session import (
+from sidecar.core.sender import (
     TRANSFER_RETRY_US,
     Close,
     Established,
@@ -15,9 +15,8 @@ from sidecar.core.session import (
     Send,
     Sender,
     Transferred,
-    heartbeat,
-    welcome,
 )
+from sidecar.core.session import heartbeat, welcome
 from sidecar.core.wire import decode_frame, encode_vector
 from sidecar.errors import Refused
 from tests.unit.test_session import JSON, Head, ends_or_goes_on, head_of
