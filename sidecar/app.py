@@ -20,15 +20,17 @@ from sidecar.api.answers import Answers
 from sidecar.api.listener import AppListener
 from sidecar.api.native import app_listener, native_app
 from sidecar.config import Address, Config
+from sidecar.core.topology import Node
 from sidecar.endings import end
 from sidecar.errors import Refused, Unavailable, ungrouped
 from sidecar.health import Health
 from sidecar.metrics import Metrics
 from sidecar.partition import Partition
+from sidecar.partitions import Partitions
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
 from sidecar.peer.inspection import Inspection
-from sidecar.peer.server import peer_app
+from sidecar.peer.server import Reception, peer_app
 from sidecar.store.embedded import EmbeddedValkey
 
 log = logging.getLogger(__name__)
@@ -62,24 +64,22 @@ async def _serve(
     metrics = Metrics()
     dialler = await stack.enter_async_context(Dialler(timeout_s))
     calls = await stack.enter_async_context(PeerCalls(timeout_s))
-    partition = await stack.enter_async_context(Partition(config, url, metrics, dialler, calls))
-    store, peers, shipping = partition.store, partition.peers, partition.shipping
-    health = Health(node, store, shipping.targets, partition.scrub.reasons)
-    native = native_app(
-        store=store, tail=partition.tail, node=node, health=health.check, lost_of=peers.lost_of
-    )
+    partitions = await stack.enter_async_context(Partitions(config, url, metrics, dialler, calls))
+    health = _health(node, partitions)
+    native = native_app(partitions, node=node, health=health.check)
 
     answers = Answers(node)
-    operations = Operations(node, store, peers, shipping, answers)
-    admin = admin_app(metrics, health, ConflictLog(store, answers), operations)
-    inspection = Inspection(partition.digests, partition.me, answers)
+    log_of_conflicts = ConflictLog([one.store for one in partitions], answers)
+    admin = admin_app(metrics, health, log_of_conflicts, Operations(node, partitions, answers))
+    reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
+    inspection = Inspection(partitions, answers)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
         ("admin", config.admin_address, AppListener(admin, answers)),
         (
             "peer",
             config.peer_address,
             web.AppRunner(
-                peer_app(partition.receiver, health, inspection),
+                peer_app(reception, health, inspection),
                 access_log=None,
                 shutdown_timeout=2.0,
             ),
@@ -87,15 +87,15 @@ async def _serve(
     ]
     for name, address, runner in listeners:
         await stack.enter_async_context(_listening(name, address, runner))
-    await stack.enter_async_context(_running(loops, *partition.loops()))
+    await stack.enter_async_context(_running(loops, *partitions.loops()))
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
-    stack.push_async_callback(shipping.hand_over, min(2.0, config.drain_timeout_s))
+    stack.push_async_callback(partitions.hand_over, min(2.0, config.drain_timeout_s))
     runner = app_listener(native, shutdown_timeout=float(config.drain_timeout_s))
     await stack.enter_async_context(_listening("app", config.app_address, runner))
 
     stopped = asyncio.create_task(stop.wait())
-    opened = asyncio.create_task(store.opened())
+    opened = asyncio.create_task(partitions.opened())
     await asyncio.wait({stopped, opened}, return_when=asyncio.FIRST_COMPLETED)
     if opened.done():
         # What lives now lives as long as the node: keep the collector from walking it again and
@@ -108,6 +108,15 @@ async def _serve(
     opened.cancel()
     await stopped
     log.info("node stopping", extra={"node": node.id})
+
+
+def _health(node: Node, partitions: Partitions) -> Health:
+    def alone(one: Partition) -> Health:
+        return Health(node, one.store, one.shipping.targets, one.scrub.reasons)
+
+    first = partitions.everywhere
+    restricted = {", ".join(one.regions): alone(one) for one in partitions if one.regions}
+    return Health(node, first.store, first.shipping.targets, first.scrub.reasons, restricted)
 
 
 async def _redis_url(config: Config, stack: AsyncExitStack, loops: asyncio.TaskGroup) -> str:

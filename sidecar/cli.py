@@ -283,7 +283,13 @@ def status(url: AdminOption = ADMIN_URL, as_json: JsonOption = False) -> None:
 
 
 @app.command("accept-loss")
-def accept_loss_(url: AdminOption = ADMIN_URL) -> None:
+def accept_loss_(
+    url: AdminOption = ADMIN_URL,
+    partition: Annotated[
+        str | None,
+        typer.Option("--partition", help="Which one, where several are behind; see `status`."),
+    ] = None,
+) -> None:
     """Let a node that catches up go on without what it has lost.
 
     For when the nodes that have the rest are gone for good: writes that only they had stay lost,
@@ -292,7 +298,7 @@ def accept_loss_(url: AdminOption = ADMIN_URL) -> None:
     with _one_line():
         from sidecar.operations import accept_loss
 
-        done = _run(accept_loss(url))
+        done = _run(accept_loss(url, partition))
         typer.echo(
             f"{done['node']} goes on with what it has; writes that it or others made and that no "
             "node it can reach has stay lost"
@@ -371,7 +377,7 @@ def verify(
     """Compare what all nodes store; exit code 1 when they differ or one cannot be reached."""
     with _one_line():
         from sidecar.config import load_some_node
-        from sidecar.verify import Watching, json_of, lines_of, plan_lines
+        from sidecar.verify import Watching, json_of, lines_of, parts_of, plan_lines
         from sidecar.verify import verify as compare
 
         if repair and source is None:
@@ -379,10 +385,10 @@ def verify(
         if dry_run and not repair:
             raise Refused("bad_option", "--dry-run belongs to --repair")
         settings = load_some_node(config, environ=os.environ)
-        told: list[Effect] = []
+        told: dict[str, list[Effect]] = {}
 
         def planned(found: "Findings", plan: "Sequence[Effect]") -> None:
-            told.extend(plan)
+            told.setdefault(found.part.partition, []).extend(plan)
             if not as_json:
                 for line in plan_lines(found, plan):
                     typer.echo(line)
@@ -394,7 +400,7 @@ def verify(
             )
             found = _run(
                 compare(
-                    settings.topology.nodes(),
+                    parts_of(settings.topology, settings.residency),
                     wait_s=wait,
                     source=source,
                     repair=repair,
@@ -405,12 +411,12 @@ def verify(
         if as_json:
             typer.echo(json.dumps(json_of(found, told)))
         else:
-            for line in lines_of(found):
+            for line in (line for one in found for line in lines_of(one)):
                 # What was written behind our back need not be text.
                 typer.echo(line.encode("utf-8", "replace").decode())
-            if found.is_equal:
+            if all(one.is_equal for one in found):
                 typer.echo("all nodes store the same")
-    if not found.is_equal:
+    if not all(one.is_equal for one in found):
         raise typer.Exit(EXIT_UNAVAILABLE)
 
 
@@ -501,6 +507,13 @@ def _imported(done: "Imported") -> str:
     return f"imported {' and '.join(parts)} in {done.seconds:.1f} s, {rate:,.0f} {unit}/s"
 
 
+def _bound_tenants(config: "Config") -> Iterator[str]:
+    for partition, regions in config.residency.sets.items():
+        places = config.tenants.places.items()
+        names = [name for name, place in places if place.regions == frozenset(regions)]
+        yield f"tenants              {', '.join(names)} only in {', '.join(regions)} ({partition})"
+
+
 def _meaning(config: "Config") -> Iterator[str]:
     replication, topology, here = config.replication, config.topology, config.this_node
     yield f"strategy             {replication.strategy}"
@@ -514,6 +527,7 @@ def _meaning(config: "Config") -> Iterator[str]:
         for node in region.nodes():
             mark = "  <- this node" if node.id == here.id else ""
             yield f"  node               {node.id} at {node.endpoint}, zone {node.zone}{mark}"
+    yield from _bound_tenants(config)
     yield f"this node            {here.id} in {here.region}"
     addresses = f"app {config.app_address}, peer {config.peer_address}"
     yield f"listens              {addresses}, admin {config.admin_address}"

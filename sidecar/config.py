@@ -390,7 +390,7 @@ def _not_available(config: Config) -> Iterator[Problem]:
         yield Problem(("replication", "conflict_resolution"), "custom is")
     if replication.conflict_overrides:
         yield Problem(("replication", "conflict_overrides"), "overrides are")
-    if replication.tenants:
-        yield Problem(("replication", "tenants"), "homes and residency of tenants are")
+    if any(tenant.home is not None for tenant in replication.tenants.values()):
+        yield Problem(("replication", "tenants"), "homes of tenants are")
     if config.database is not None:
         yield Problem(("database",), "a database behind the sidecar is")

@@ -1,7 +1,8 @@
 """What a node says of itself at /health, on all three listeners."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from typing import Self
 
 from aiohttp import web
 
@@ -15,6 +16,9 @@ RELEASE = version("inferadb-sidecar")
 class Health:
     """`healthy`; `degraded` when a target is not connected, the store is full or something is
     damaged; `unhealthy` when nothing is served.
+
+    A node serves when its partition of everywhere does. The others are independent of it: one that
+    does not serve makes the node `degraded`, and its tenants are told so.
     """
 
     def __init__(
@@ -23,12 +27,33 @@ class Health:
         store: RedisStore,
         targets: Sequence[Target],
         damage: Callable[[], list[str]] = list,
+        restricted: Mapping[str, Self] | None = None,
     ) -> None:
-        """damage: tells in words what the comparison of digests has found."""
+        """damage: tells in words what the comparison of digests has found.
+
+        restricted: the regions of each other partition, in words -> the health of that one alone.
+        """
         self._node, self._store, self._targets, self._damage = node, store, targets, damage
+        self._restricted = restricted or {}
 
     def check(self) -> tuple[bool, dict[str, object]]:
         """Whether reads and writes are served here, and what a person wants to know."""
+        is_serving, reasons = self._judge()
+        for regions, health in self._restricted.items():
+            _, theirs = health._judge()
+            # What concerns the Redis or a target as a whole is said once.
+            news = [reason for reason in theirs if reason not in reasons]
+            reasons += [f"tenants of {regions}: {reason}" for reason in news]
+        word = "unhealthy" if not is_serving else "degraded" if reasons else "healthy"
+        return is_serving, {
+            "status": word,
+            "reasons": reasons,
+            "node": self._node.id,
+            "region": self._node.region,
+            "release": RELEASE,
+        }
+
+    def _judge(self) -> tuple[bool, list[str]]:
         why_not = self._store.serves_not_because
         reasons = [f"store: {why_not}"] if why_not else []
         if self._store.takes_no_writes_because:
@@ -41,14 +66,7 @@ class Health:
             if not target.is_connected:
                 why = target.last_error or "no session yet"
                 reasons.append(f"target {target.node} is not connected: {why}")
-        word = "unhealthy" if not is_serving else "degraded" if reasons else "healthy"
-        return is_serving, {
-            "status": word,
-            "reasons": reasons,
-            "node": self._node.id,
-            "region": self._node.region,
-            "release": RELEASE,
-        }
+        return is_serving, reasons
 
     async def answer(self, _: web.Request) -> web.Response:
         """200 while reads and writes are served, 503 otherwise."""

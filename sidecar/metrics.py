@@ -3,7 +3,10 @@
 The ten names of the seed carry no labels; what belongs to one target has a name of its own.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Self
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,6 +16,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from sidecar.core.residency import GLOBAL
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -26,10 +31,38 @@ _DURATION_BUCKETS = (
 )
 
 
+ComeTo = Callable[[Iterable[float]], float]
+
+
+class _Shared:
+    """A gauge of which every partition of a node tells its part; shown is what they come to."""
+
+    def __init__(self, gauge: Gauge, come_to: ComeTo) -> None:
+        self._gauge, self._come_to = gauge, come_to
+        self._told: dict[tuple[str, ...], dict[str, float]] = {}
+
+    def tell(self, partition: str, value: float, *labels: str) -> None:
+        told = self._told.setdefault(labels, {})
+        told[partition] = value
+        (self._gauge.labels(*labels) if labels else self._gauge).set(self._come_to(told.values()))
+
+    @property
+    def total(self) -> float:
+        """The sum over labels of what is shown."""
+        return sum(self._come_to(told.values()) for told in self._told.values())
+
+
 class Metrics:
-    """Counts what happens on this node. Each instance has a registry of its own."""
+    """Counts what happens on this node. Each instance has a registry of its own.
+
+    What partitions have in common is counted together; a target is connected when all of its
+    sessions are. `of` gives each of them the object it tells its part to.
+    """
 
     def __init__(self) -> None:
+        self._partition = GLOBAL
+        self._lags: dict[str, list[Callable[[], float]]] = {}
+        self._held_by: dict[str, str | None] = {}
         self._registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str) -> Counter:
@@ -37,6 +70,9 @@ class Metrics:
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(name, text, labels, registry=registry)
+
+        def shared(come_to: ComeTo, name: str, text: str, *labels: str) -> _Shared:
+            return _Shared(gauge(name, text, *labels), come_to)
 
         self._changes = counter(
             "inferadb_replication_changes_total",
@@ -89,8 +125,8 @@ class Metrics:
         self._writes = counter(
             "inferadb_sidecar_writes_total", "Write requests accepted here, one transaction each"
         )
-        self._feed_entries = gauge(
-            "inferadb_sidecar_feed_entries", "Transactions in the feed of this node"
+        self._feed_entries = shared(
+            sum, "inferadb_sidecar_feed_entries", "Transactions in the feed of this node"
         )
         self._feed_trimmed = counter(
             "inferadb_sidecar_feed_trimmed_total", "Transactions taken off the feed"
@@ -99,7 +135,8 @@ class Metrics:
             "inferadb_sidecar_store_full",
             "1 while writes of applications are refused because Redis is near its maxmemory",
         )
-        self._resync_suggested = gauge(
+        self._resync_suggested = shared(
+            max,
             "inferadb_replication_resync_suggested",
             "1 while the feed no longer has what this target needs next",
             "target",
@@ -109,26 +146,31 @@ class Metrics:
             "Age of the oldest transaction that this target has not acknowledged",
             "target",
         )
-        self._target_connected = gauge(
+        self._target_connected = shared(
+            min,
             "inferadb_replication_target_connected",
             "1 while a session with this target stands",
             "target",
         )
-        self._target_unreachable = gauge(
+        self._target_unreachable = shared(
+            max,
             "inferadb_replication_target_unreachable",
             "1 after max_retries failed attempts in a row to reach this target",
             "target",
         )
-        self._target_transfer = gauge(
+        self._target_transfer = shared(
+            min,
             "inferadb_replication_target_transfer_ratio",
             "How much of a state transfer to this target is done, 0 to 1; 1 when there is none",
             "target",
         )
-        self._unsettled = gauge(
+        self._unsettled = shared(
+            sum,
             "inferadb_sidecar_unsettled_tuples",
             "Tuples kept for what not every node has seen yet: deleted ones and conflicts",
         )
-        self._parked = gauge(
+        self._parked = shared(
+            sum,
             "inferadb_sidecar_parked_transactions",
             "Transactions received and not yet applied; what follows of their origins waits, too",
         )
@@ -137,12 +179,14 @@ class Metrics:
             "1 for the node that holds back collection, while anything waits for it",
             "node",
         )
-        self._unequal_buckets = gauge(
+        self._unequal_buckets = shared(
+            sum,
             "inferadb_sidecar_digest_unequal_buckets",
             "Buckets in which this target stores something else although it has the same writes",
             "target",
         )
-        self._damaged_buckets = gauge(
+        self._damaged_buckets = shared(
+            sum,
             "inferadb_sidecar_digest_damaged_buckets",
             "Buckets of this node that do not fit the digests its own writes maintain",
         )
@@ -159,19 +203,30 @@ class Metrics:
             registry=registry,
         )
 
+    def of(self, partition: str) -> Self:
+        """What a partition tells its part to; the registry is that of the node."""
+        part = copy.copy(self)
+        part._partition = partition
+        return part
+
     def has_targets(self, targets: dict[str, Callable[[], float]]) -> None:
-        """The targets of this node: each with a function that tells its lag in milliseconds."""
-        self._targets.set(len(targets))
+        """The targets of a partition: each with a function that tells its lag in milliseconds."""
+        here = self._partition
         for target, lag_ms in targets.items():
-            self._target_lag.labels(target).set_function(lag_ms)
-            self._target_connected.labels(target).set(0)
-            self._target_unreachable.labels(target).set(0)
-            self._target_transfer.labels(target).set(1)
-            self._resync_suggested.labels(target).set(0)
-            self._unequal_buckets.labels(target).set(0)
+            self._lags.setdefault(target, []).append(lag_ms)
+            self._target_lag.labels(target).set_function(partial(self._lag_of, target))
+            self._target_connected.tell(here, 0, target)
+            self._target_unreachable.tell(here, 0, target)
+            self._target_transfer.tell(here, 1, target)
+            self._resync_suggested.tell(here, 0, target)
+            self._unequal_buckets.tell(here, 0, target)
             self._target_changes.labels(target)
             self._target_failures.labels(target)
-        self._lag.set_function(lambda: max((lag() for lag in targets.values()), default=0.0))
+        self._targets.set(len(self._lags))
+        self._lag.set_function(lambda: max(map(self._lag_of, self._lags), default=0.0))
+
+    def _lag_of(self, target: str) -> float:
+        return max(lag_ms() for lag_ms in self._lags[target])
 
     def wrote(self) -> None:
         """A write request was accepted."""
@@ -206,45 +261,45 @@ class Metrics:
 
     def connected(self, target: str, is_connected: bool) -> None:
         """A session with a target began or ended."""
-        gauge = self._target_connected.labels(target)
-        self._connected.inc(int(is_connected) - gauge._value.get())
-        gauge.set(int(is_connected))
+        self._target_connected.tell(self._partition, int(is_connected), target)
+        self._connected.set(self._target_connected.total)
 
     def transferring(self, target: str, ratio: float) -> None:
         """A state transfer to a target has come so far; 1 at its end."""
-        self._target_transfer.labels(target).set(ratio)
+        self._target_transfer.tell(self._partition, ratio, target)
 
     def unsettled(self, tuples: int, held_by: str | None) -> None:
         """How many tuples wait for collection, and the node they wait for."""
-        self._unsettled.set(tuples)
+        self._unsettled.tell(self._partition, tuples)
+        self._held_by[self._partition] = held_by if tuples else None
         self._holds_back.clear()
-        if tuples and held_by is not None:
-            self._holds_back.labels(held_by).set(1)
+        for node in filter(None, self._held_by.values()):
+            self._holds_back.labels(node).set(1)
 
     def parked(self, transactions: int) -> None:
         """So many transactions wait, one of each origin that is held up."""
-        self._parked.set(transactions)
+        self._parked.tell(self._partition, transactions)
 
     def unreachable(self, target: str, is_unreachable: bool) -> None:
         """A target has, or has no longer, refused or missed `max_retries` attempts in a row."""
-        self._target_unreachable.labels(target).set(int(is_unreachable))
+        self._target_unreachable.tell(self._partition, int(is_unreachable), target)
 
     def trimmed(self, transactions: int, *, left: int) -> None:
         """So many transactions were taken off the feed, and so many are left in it."""
         self._feed_trimmed.inc(transactions)
-        self._feed_entries.set(left)
+        self._feed_entries.tell(self._partition, left)
 
     def resync_suggested(self, target: str, is_suggested: bool) -> None:
         """The feed was trimmed past what a target has acknowledged, or it is beyond that again."""
-        self._resync_suggested.labels(target).set(int(is_suggested))
+        self._resync_suggested.tell(self._partition, int(is_suggested), target)
 
     def unequal_buckets(self, target: str, buckets: int) -> None:
         """In so many buckets this node and a target with the same writes differ."""
-        self._unequal_buckets.labels(target).set(buckets)
+        self._unequal_buckets.tell(self._partition, buckets, target)
 
     def damaged_buckets(self, buckets: int) -> None:
         """So many buckets here were changed by somebody else than this node's own scripts."""
-        self._damaged_buckets.set(buckets)
+        self._damaged_buckets.tell(self._partition, buckets)
 
     def store_full(self, is_full: bool) -> None:
         """Redis has, or has no longer, too little memory left for writes of applications."""

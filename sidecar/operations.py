@@ -3,8 +3,9 @@
 Owns what is asked of the admin listener and how the answer is told.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from rich.table import Table
 
@@ -28,10 +29,14 @@ async def parked_at(url: str) -> list[JsonObject]:
         return await _parked(client)
 
 
-async def accept_loss(url: str) -> JsonObject:
-    """Let that node go on without what it lacks. Raises Refused (409) when nothing is missing."""
+async def accept_loss(url: str, partition: str | None = None) -> JsonObject:
+    """Let that node go on without what it lacks. Raises Refused (409) when nothing is missing.
+
+    partition: which of its partitions; None: the only one that lacks something.
+    """
+    asked = "" if partition is None else f"?{urlencode({'partition': partition})}"
     async with admin_of(url, "loss to accept") as client:
-        return await client.post("/accept-loss", "default", b"{}")
+        return await client.post(f"/accept-loss{asked}", "default", b"{}")
 
 
 async def drop_parked(url: str, origin: str) -> JsonObject:
@@ -59,12 +64,23 @@ async def _parked(client: Sidecar) -> list[JsonObject]:
 
 
 def tell_status(status: JsonObject) -> None:
-    """Print it: what it is, what it waits for, and its targets."""
+    """Print it: what it is, what it waits for, and its targets; one partition after the other."""
+    _tell_one(status, (("node", _who(status)),))
+    for name, one in status.get("partitions", {}).items():
+        console().print()
+        _tell_one(one, (("partition", name), ("tenants of", ", ".join(one["regions"]))))
+
+
+def _who(status: JsonObject) -> str:
+    return f"{status['node']} in {status['region']}, release {status['release']}"
+
+
+def _tell_one(status: JsonObject, named: Iterable[tuple[str, str]]) -> None:
     out = console()
     facts = Table(box=None, pad_edge=False, show_header=False)
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
-    for name, text in _facts(status):
+    for name, text in (*named, *_facts(status)):
         facts.add_row(name, printable(text))
     out.print(facts)
     if not status["targets"]:
@@ -93,7 +109,6 @@ def tell_parked(parked: Sequence[Mapping[str, str]]) -> None:
 
 
 def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
-    yield "node", f"{status['node']} in {status['region']}, release {status['release']}"
     yield "phase", status["phase"]
     if status["serves_not_because"]:
         yield "serves nothing", status["serves_not_because"]

@@ -6,7 +6,7 @@ goes to which partition, is the business of `app`.
 
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Self
 
@@ -19,28 +19,49 @@ from sidecar.agent.tail import Tail
 from sidecar.agent.trim import Trimming
 from sidecar.config import Config
 from sidecar.core.conflict import Rules
+from sidecar.core.residency import GLOBAL
 from sidecar.core.routing import carried, neighbours
 from sidecar.core.sender import Limits
 from sidecar.core.session import Party
 from sidecar.core.trim import Keep
+from sidecar.core.vector import Vector
 from sidecar.core.wire import FORMAT
 from sidecar.metrics import Metrics
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
 from sidecar.peer.server import Receiver
+from sidecar.store.opening import READERS, Check
 from sidecar.store.redis_store import PARTITIONS, RedisStore
+
+FEW_READERS = 2
+"""A partition of some tenants is asked less: it needs fewer connections than that of all."""
 
 
 class Partition:
-    """The store of `config.this_node` at the Redis `url`, its feed, its peers and its sessions.
+    """One store of `config.this_node` at the Redis `url`, its feed, its peers and its sessions.
 
     Use as an async context manager: it opens the store and closes it. `loops` are to run meanwhile.
     """
 
     def __init__(
-        self, config: Config, url: str, metrics: Metrics, dialler: Dialler, calls: PeerCalls
+        self,
+        config: Config,
+        url: str,
+        metrics: Metrics,
+        dialler: Dialler,
+        calls: PeerCalls,
+        *,
+        name: str = GLOBAL,
+        check: Check | None = None,
     ) -> None:
-        node, topology, replication = config.this_node, config.topology, config.replication
+        """name: the partition; its regions follow from the tenants of `config`.
+
+        check: what must hold of the stored data before it opens.
+        """
+        node, replication = config.this_node, config.replication
+        self.name, self.regions = name, config.residency.sets.get(name)
+        is_global = self.regions is None
+        topology = config.topology if is_global else config.topology.within(self.regions or ())
         agent = replication.agent
         timeout_s = float(agent.request_timeout_secs)
         regions = {str(n.id): str(n.region) for n in topology.nodes()}
@@ -48,7 +69,7 @@ class Partition:
         graph = {
             str(n.id): [str(t.id) for t in topology.targets_of(n.id)] for n in topology.nodes()
         }
-        self._metrics = metrics
+        self._metrics = metrics = metrics.of(name)
         self.store = RedisStore(
             url,
             prefix=config.redis.prefix,
@@ -60,6 +81,9 @@ class Partition:
             has_peers=len(regions) > 1,
             max_clock_skew_ms=replication.max_clock_skew_ms,
             timeout_s=timeout_s,
+            partition=name,
+            readers=READERS if is_global else FEW_READERS,
+            check=check,
         )
         self.me = Party(
             node=node.id,
@@ -68,6 +92,7 @@ class Partition:
             partitions=PARTITIONS,
             format=FORMAT,
             rules=rules.fingerprint,
+            residency=config.residency.fingerprint,
         )
         self.tail = Tail(self.store, agent.buffer_size)
         self.peers = Peers(
@@ -116,6 +141,11 @@ class Partition:
             metrics=metrics,
         )
         self.receiver = Receiver(self.store, self.peers, self.me, regions, timeout_s)
+
+    @property
+    def lost_of(self) -> Callable[[Vector], str | None]:
+        """Names an origin of which a vector has writes that no node has any more."""
+        return self.peers.lost_of
 
     async def __aenter__(self) -> Self:
         await self.store.__aenter__()

@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from sidecar.core.conflict import ConflictResolutionStrategy
 from sidecar.core.relationship import check_relation, check_tenant, check_type
+from sidecar.core.residency import Residency
 from sidecar.core.tenants import Place, Tenants
 from sidecar.core.topology import (
     ID_RULE,
@@ -321,6 +322,11 @@ class Config(Section):
         )
 
     @cached_property
+    def residency(self) -> Residency:
+        """Which tenants are stored where."""
+        return Residency(self.tenants)
+
+    @cached_property
     def this_node(self) -> Node:
         return resolve_node(self, Named(self.node, "node", 1), 1)
 
@@ -413,6 +419,7 @@ def _replication_problems(replication: Replication) -> Iterator[Problem]:
     yield from _overrides(replication)
     yield from _custom(replication)
     yield from _tenants(replication)
+    yield from _sets(replication)
 
 
 def _empty_regions(replication: Replication) -> Iterator[Problem]:
@@ -481,6 +488,25 @@ def _tenants(replication: Replication) -> Iterator[Problem]:
         elif tenant.home is not None and tenant.home not in allowed:
             text = f"{tenant.home!r} is not one of its regions: {', '.join(allowed)}"
             yield Problem((*place, "home"), text)
+
+
+def _sets(replication: Replication) -> Iterator[Problem]:
+    """Each set of regions replicates for itself, so it needs paths of its own."""
+    topology = _shape(replication)
+    for name, tenant in replication.tenants.items():
+        place = ("tenants", name, "regions")
+        if tenant.regions is None:
+            continue
+        if replication.strategy is ReplicationStrategy.PRIMARY_REPLICA:
+            text = "has no place with primary_replica, where one region takes all writes"
+            yield Problem(place, text)
+        elif missing := next(topology.within(tenant.regions).unreached(), None):
+            source, to = missing
+            text = (
+                f"writes of {source} would never reach {to} within {', '.join(tenant.regions)}: "
+                "the regions of a tenant need a path to each other that leads through no other one"
+            )
+            yield Problem(place, text)
 
 
 def _idle_settings(config: Config) -> Iterator[Problem]:

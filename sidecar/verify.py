@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 from sidecar.core.relationship import BUCKETS
-from sidecar.core.topology import Node
+from sidecar.core.residency import GLOBAL, Residency
+from sidecar.core.topology import Node, Topology
 from sidecar.errors import Refused, Unavailable
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.inspection import COMPARE, DIGESTS, REPAIR, STATES, STRAYS
@@ -30,6 +32,15 @@ Told = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A partition and its nodes. regions: those it is bound to, none for that of everywhere."""
+
+    partition: str
+    nodes: Sequence[Node]
+    regions: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Difference:
     """A tuple that nodes show differently. shown: node -> what it shows, None for nothing."""
 
@@ -42,11 +53,13 @@ class Difference:
 class Findings:
     """What a comparison has found.
 
-    unequal, undecided: node -> buckets that differ from those of `base`, or could not be told.
-    damaged: node -> buckets that do not fit its own digests or lists. unreachable: node -> why.
+    part: what was compared. unequal, undecided: node -> buckets that differ from those of `base`,
+    or could not be told. damaged: node -> buckets that do not fit its own digests or lists.
+    unreachable: node -> why.
     """
 
     base: str
+    part: Part
     unequal: dict[str, set[int]] = field(default_factory=dict)
     undecided: dict[str, set[int]] = field(default_factory=dict)
     damaged: dict[str, set[int]] = field(default_factory=dict)
@@ -82,37 +95,57 @@ class Watching:
     planned: Callable[[Findings, Sequence[Effect]], None] = field(default=lambda found, plan: None)
 
 
+def parts_of(topology: Topology, residency: Residency) -> list[Part]:
+    """What there is to compare in a deployment, that of everywhere first."""
+    sets = residency.sets.items()
+    bound = (Part(name, topology.within(regions).nodes(), regions) for name, regions in sets)
+    return [Part(GLOBAL, topology.nodes()), *bound]
+
+
 async def verify(
-    nodes: Sequence[Node],
+    parts: Sequence[Part],
     *,
     wait_s: float,
     source: str | None = None,
     repair: bool = False,
     dry_run: bool = False,
     watching: Watching | None = None,
-) -> Findings:
+) -> list[Findings]:
     """Compare all nodes; with `repair` mend them by the word of `source`, and compare again.
 
-    wait_s: how long buckets that are written at the moment are asked about again. Raises Refused
-    for what cannot be asked, Unavailable when `source`, or every node, cannot be reached.
+    Parts of which `source` has nothing are compared, and not mended. wait_s: how long buckets that
+    are written at the moment are asked about again. Raises Refused for what cannot be asked,
+    Unavailable when `source`, or every node of a part, cannot be reached.
     """
-    known = {str(node.id): str(node.endpoint) for node in nodes}
+    known = {str(node.id) for part in parts for node in part.nodes}
     if source is not None and source not in known:
-        raise Refused("unknown_node", f"--from {source} is none of the nodes {', '.join(known)}")
+        listed = ", ".join(sorted(known))
+        raise Refused("unknown_node", f"--from {source} is none of the nodes {listed}")
     telling = watching or Watching()
+    found = []
     async with PeerCalls(TIMEOUT_S) as calls:
-        deployment = _Deployment(calls, known, wait_s, telling)
+        for part in parts:
+            endpoints = {str(node.id): str(node.endpoint) for node in part.nodes}
+            deployment = _Deployment(calls, part, endpoints, wait_s, telling)
+            if source is None or source in endpoints:
+                found.append(await _verify(deployment, source, repair, dry_run))
+            else:
+                found.append(await deployment.compare(None))
+    return found
+
+
+async def _verify(
+    deployment: "_Deployment", source: str | None, repair: bool, dry_run: bool
+) -> Findings:
+    found = await deployment.compare(source)
+    for _ in range(ROUNDS if repair else 0):
+        plan = effects(found)
+        deployment.watching.planned(found, plan)
+        if dry_run or not any(map(found.buckets_to_mend, deployment.endpoints)):
+            break
+        await deployment.mend(found)
         found = await deployment.compare(source)
-        if not repair:
-            return found
-        for _ in range(ROUNDS):
-            plan = effects(found)
-            telling.planned(found, plan)
-            if dry_run or not any(map(found.buckets_to_mend, known)):
-                break
-            await deployment.mend(found)
-            found = await deployment.compare(source)
-        return found
+    return found
 
 
 def effects(found: Findings) -> list[Effect]:
@@ -130,23 +163,28 @@ def effects(found: Findings) -> list[Effect]:
 
 
 class _Deployment:
-    """The nodes that are compared, as far as they can be reached."""
+    """The nodes of a part, as far as they can be reached. endpoints: node -> where it is."""
 
     def __init__(
-        self, calls: PeerCalls, endpoints: Mapping[str, str], wait_s: float, watching: Watching
+        self,
+        calls: PeerCalls,
+        part: Part,
+        endpoints: Mapping[str, str],
+        wait_s: float,
+        watching: Watching,
     ) -> None:
-        self._calls, self._endpoints, self._wait_s = calls, endpoints, wait_s
-        self._watching = watching
+        self._calls, self._part, self._wait_s = calls, part, wait_s
+        self.endpoints, self.watching = endpoints, watching
 
     async def compare(self, source: str | None) -> Findings:
-        strays = await asyncio.gather(*(self._strays(node) for node in self._endpoints))
-        looked = dict(zip(self._endpoints, strays, strict=True))
+        strays = await asyncio.gather(*(self._strays(node) for node in self.endpoints))
+        looked = dict(zip(self.endpoints, strays, strict=True))
         reached = {node: one for node, one in looked.items() if not isinstance(one, Unavailable)}
         away = {node: one for node, one in looked.items() if isinstance(one, Unavailable)}
         if not reached or source in away:
             wanted = source if source in away else next(iter(away))
             raise away[wanted]
-        found = Findings(source or next(iter(reached)))
+        found = Findings(source or next(iter(reached)), self._part)
         found.unreachable = {node: one.message for node, one in away.items()}
         found.damaged = {node: set(one) for node, one in reached.items()}
         others = [node for node in reached if node != found.base]
@@ -159,15 +197,19 @@ class _Deployment:
         await self._find_differences(found, list(reached))
         return found
 
+    def _asked(self, **named: object) -> dict[str, object]:
+        """What a call says: which partition it is about, and this."""
+        return {"partition": self._part.partition, **named}
+
     async def _strays(self, node: str) -> set[int] | Unavailable:
         try:
-            answer = await self._calls.post(self._endpoints[node], STRAYS, {})
+            answer = await self._calls.post(self.endpoints[node], STRAYS, self._asked())
         except Unavailable as away:
             return away
         if answer.get("node") != node:
             raise Refused(
                 "wrong_node",
-                f"expected {node} at {self._endpoints[node]}, {str(answer.get('node'))[:80]!r} "
+                f"expected {node} at {self.endpoints[node]}, {str(answer.get('node'))[:80]!r} "
                 "answers; check its endpoint",
             )
         return {int(bucket) for bucket, _ in answer["strays"]}
@@ -178,7 +220,7 @@ class _Deployment:
         first = 0
         while first < BUCKETS:
             following = await self._compare_piece(found, others, first, range(BUCKETS))
-            self._watching.advance(following)
+            self.watching.advance(following)
             first = following
 
     async def _walk_again(self, found: Findings, others: Sequence[str]) -> None:
@@ -197,7 +239,8 @@ class _Deployment:
         self, found: Findings, others: Sequence[str], first: int, wanted: Iterable[int]
     ) -> int:
         """Compare some buckets from `first` on with all others; where to go on."""
-        asked = await self._calls.post(self._endpoints[found.base], DIGESTS, {"first": first})
+        digests = self._asked(first=first)
+        asked = await self._calls.post(self.endpoints[found.base], DIGESTS, digests)
         following = int(asked["following"])
         piece = set(wanted) & set(range(first, following))
         found.damaged[found.base] |= set(asked["damaged"])
@@ -213,7 +256,7 @@ class _Deployment:
 
     async def _ask(self, node: str, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         try:
-            return await self._calls.post(self._endpoints[node], COMPARE, asked)
+            return await self._calls.post(self.endpoints[node], COMPARE, asked)
         except Unavailable:
             return None  # it was there a moment ago; what it says stays undecided
 
@@ -221,7 +264,8 @@ class _Deployment:
         first = 0
         while first < BUCKETS:
             try:
-                answer = await self._calls.post(self._endpoints[node], DIGESTS, {"first": first})
+                digests = self._asked(first=first)
+                answer = await self._calls.post(self.endpoints[node], DIGESTS, digests)
             except Unavailable as away:
                 found.unreachable[node] = away.message
                 return
@@ -252,10 +296,9 @@ class _Deployment:
         self, bucket: int, nodes: Sequence[str]
     ) -> tuple[dict[Name, dict[str, Told | None]], bool]:
         """Name -> what each node shows, where that is not the same; and whether at one moment."""
-        paths = (f"{STATES}/{bucket}" for _ in nodes)
-        asked = zip(nodes, paths, strict=True)
+        path = f"{STATES}/{bucket}?{urlencode(self._asked())}"
         answers = await asyncio.gather(
-            *(self._calls.get(self._endpoints[node], path) for node, path in asked)
+            *(self._calls.get(self.endpoints[node], path) for node in nodes)
         )
         tables = [_shown(answer["tuples"]) for answer in answers]
         names = set().union(*tables)
@@ -272,14 +315,14 @@ class _Deployment:
 
     async def mend(self, found: Findings) -> None:
         """Hand the pages of `found.base` to every node whose buckets differ from it."""
-        todo = {n: sorted(found.buckets_to_mend(n)) for n in self._endpoints if n != found.base}
+        todo = {n: sorted(found.buckets_to_mend(n)) for n in self.endpoints if n != found.base}
         for bucket in sorted(set().union(*todo.values())):
-            path = f"{STATES}/{bucket}?page=1"
-            page = (await self._calls.get(self._endpoints[found.base], path))["page"]
+            path = f"{STATES}/{bucket}?{urlencode(self._asked(page=1))}"
+            page = (await self._calls.get(self.endpoints[found.base], path))["page"]
             for node, buckets in todo.items():
                 if bucket in buckets:
-                    body = {"to": node, "from": found.base, "pages": [page]}
-                    await self._calls.post(self._endpoints[node], REPAIR, body)
+                    body = self._asked(**{"to": node, "from": found.base, "pages": [page]})
+                    await self._calls.post(self.endpoints[node], REPAIR, body)
 
 
 def _shown(tuples: Iterable[Told]) -> dict[Name, Told]:
@@ -301,6 +344,15 @@ _TOLD = ("timestamp", "origin", "condition", "expires_at", "damaged")
 
 def lines_of(found: Findings) -> list[str]:
     """What was found, in words: nothing when all nodes are equal."""
+    lines = _lines_of(found)
+    return [*_heading(found.part), *lines] if lines else []
+
+
+def _heading(part: Part) -> list[str]:
+    return [f"tenants of {', '.join(part.regions)}:"] if part.regions else []
+
+
+def _lines_of(found: Findings) -> list[str]:
     lines = [f"{node} cannot be reached: {why}" for node, why in found.unreachable.items()]
     for node, buckets in found.unequal.items():
         if buckets:
@@ -333,11 +385,29 @@ def plan_lines(found: Findings, plan: Sequence[Effect]) -> list[str]:
             f"{_buckets(left)} of {found.base} are damaged themselves and are not handed on; "
             "repair them --from another node"
         )
-    return lines
+    return [*_heading(found.part), *lines] if lines else []
 
 
-def json_of(found: Findings, plan: Sequence[Effect] = ()) -> dict[str, Any]:
-    """The same for programs."""
+def json_of(
+    found: Sequence[Findings], plans: Mapping[str, Sequence[Effect]] | None = None
+) -> dict[str, Any]:
+    """The same for programs. plans: partition -> what was planned there.
+
+    At the top that of everywhere, under `partitions` the others; `equal` at the top is for all.
+    """
+    told = [_json_of(one, (plans or {}).get(one.part.partition, ())) for one in found]
+    first, *others = told
+    return {
+        **first,
+        "equal": all(one.is_equal for one in found),
+        "partitions": {
+            one.part.partition: {"regions": list(one.part.regions), **shown}
+            for one, shown in zip(found[1:], others, strict=True)
+        },
+    }
+
+
+def _json_of(found: Findings, plan: Sequence[Effect]) -> dict[str, Any]:
     return {
         "equal": found.is_equal,
         "base": found.base,

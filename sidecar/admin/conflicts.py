@@ -3,6 +3,9 @@
 Owns the query, the walk over the log and the shape of the answer. Knows the store, not Redis.
 """
 
+from collections.abc import Sequence
+from heapq import merge
+from itertools import islice
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -28,10 +31,10 @@ _ALLOWED = frozenset({"limit", "after", "newer_than", "resource"})
 
 
 class ConflictLog:
-    """The calls about conflicts of one node's admin listener."""
+    """The calls about conflicts of one node's admin listener; the logs of its stores are one."""
 
-    def __init__(self, store: RedisStore, answers: Answers) -> None:
-        self._store, self._answers = store, answers
+    def __init__(self, stores: Sequence[RedisStore], answers: Answers) -> None:
+        self._stores, self._answers = stores, answers
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, with JSON also for what aiohttp would answer in plain text."""
@@ -58,7 +61,7 @@ class ConflictLog:
         found: list[str] = []
         chars = 0
         while True:
-            stride = await self._store.conflicts(after, STRIDE, newer_than)
+            stride = await self._stride(after, newer_than)
             for entry in stride:
                 after = entry.cursor
                 if resource is None or entry.tuple[1] == resource:
@@ -68,6 +71,12 @@ class ConflictLog:
                         return found, after
             if len(stride) < STRIDE:
                 return found, None
+
+    async def _stride(self, after: str | None, newer_than: str | None) -> list[ConflictEntry]:
+        """At most STRIDE entries of all logs, newest first: from behind this cursor on."""
+        logs = [await store.conflicts(after, STRIDE, newer_than) for store in self._stores]
+        newest_first = merge(*logs, key=lambda entry: (entry.revision, entry.number), reverse=True)
+        return list(islice(newest_first, STRIDE))
 
     async def _refuse_method(self, request: web.Request) -> web.Response:
         message = f"{PATH} takes GET, HEAD, not {request.method}"

@@ -6,11 +6,11 @@ decided by `Peers` and in Redis.
 
 import json
 import logging
+from collections.abc import Iterable
 from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from sidecar.agent.peers import Peers
 from sidecar.agent.ship import Shipping, Target
 from sidecar.api.answers import Answers, Route, compact
 from sidecar.core.relationship import BUCKETS
@@ -19,6 +19,8 @@ from sidecar.core.vector import node_of
 from sidecar.core.wire import encode_vector
 from sidecar.errors import Refused
 from sidecar.health import RELEASE
+from sidecar.partition import Partition
+from sidecar.store.calls import Phase
 from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
@@ -36,18 +38,13 @@ _PARKED = ("timestamp", "previous", "reason", "since")
 
 
 class Operations:
-    """The calls about the state of one node, and those that change what it waits for."""
+    """The calls about the state of one node, and those that change what it waits for.
 
-    def __init__(
-        self,
-        node: Node,
-        store: RedisStore,
-        peers: Peers,
-        shipping: Shipping,
-        answers: Answers,
-    ) -> None:
-        self._node, self._store, self._peers = node, store, peers
-        self._shipping, self._answers = shipping, answers
+    partitions: those of the node, that of everywhere first.
+    """
+
+    def __init__(self, node: Node, partitions: Iterable[Partition], answers: Answers) -> None:
+        self._node, self._partitions, self._answers = node, tuple(partitions), answers
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, with JSON also for what aiohttp would answer in plain text."""
@@ -69,84 +66,72 @@ class Operations:
     # -- looking ----------------------------------------------------------------------------------
 
     async def _status(self, _: web.Request) -> web.Response:
-        """All of it in one answer; what only Redis knows is null while it is away."""
-        store, peers = self._store, self._peers
-        stability = peers.stability
-        stored = await self._stored() if store.is_open else dict.fromkeys(_STORED)
+        """All of it in one answer; what only Redis knows is null while it is away.
+
+        At the top the partition of everywhere, under `partitions` the others in the same shape.
+        """
+        everywhere, *others = self._partitions
         shown = {
             "node": str(self._node.id),
             "region": str(self._node.region),
             "release": RELEASE,
-            "phase": store.phase.value,
-            "serves_not_because": store.serves_not_because or None,
-            "takes_no_writes_because": (
-                store.takes_no_writes_because or store.full_because or None
-            ),
-            "origin": store.origin,
-            "behind": encode_vector(store.behind),
-            "revision": str(store.revision),
-            "vector": encode_vector(store.vector),
-            "durable": encode_vector(store.durable),
-            "floor": encode_vector(store.floor),
-            "trimmed": str(store.trimmed),
-            **stored,
-            "collection": {
-                "stable": None if stability.vector is None else encode_vector(stability.vector),
-                "held_by": stability.held_by,
+            **await _status_of(everywhere),
+            "partitions": {
+                one.name: {"regions": one.regions, **await _status_of(one)} for one in others
             },
-            "members": list(peers.rows.members),
-            "removed": dict(peers.removed),
-            "rows": {node: encode_vector(row) for node, row in peers.rows.known.items()},
-            "ended": encode_vector(peers.rows.ended),
-            "transfer_in": self._transfer_in(),
-            "transfers_out": {
-                target.node: {"buckets": target.buckets_sent, "of": BUCKETS}
-                for target in self._shipping.targets
-                if target.buckets_sent is not None
-            },
-            "targets": {target.node: self._told_of(target) for target in self._shipping.targets},
         }
         return self._answers.json(compact(shown))
 
-    async def _stored(self) -> dict[str, Any]:
-        store = self._store
-        return {
-            "feed_length": await store.feed_length(),
-            "unsettled": await store.unsettled(),
-            "parked": parked_rows(await store.parked()),
-        }
-
-    def _transfer_in(self) -> dict[str, object] | None:
-        if not self._store.progress:
-            return None
-        begun = json.loads(self._store.progress)
-        return {"source": node_of(begun["source"]), "buckets": begun["next"], "of": BUCKETS}
-
-    def _told_of(self, target: Target) -> dict[str, object]:
-        return {
-            "connected": target.is_connected,
-            "unreachable": target.is_unreachable,
-            "acknowledged": str(target.acknowledged),
-            "lag_ms": round(self._shipping.lag_ms(target), 1),
-            "last_error": target.last_error or None,
-        }
-
     async def _list_parked(self, _: web.Request) -> web.Response:
         """The transactions that wait, one of each origin."""
-        return self._answers.json(compact({"parked": parked_rows(await self._store.parked())}))
+        rows = [
+            {**row, "partition": one.name}
+            for one in self._partitions
+            for row in parked_rows(await one.store.parked())
+        ]
+        return self._answers.json(compact({"parked": rows}))
 
     # -- deliberate steps -------------------------------------------------------------------------
 
-    async def _accept_loss(self, _: web.Request) -> web.Response:
-        """Go on without what this node lacks; 409 where nothing is missing."""
-        await self._peers.accept_loss()
-        accepted = {"node": str(self._node.id), "phase": self._store.phase.value}
+    async def _accept_loss(self, request: web.Request) -> web.Response:
+        """Go on without what a partition lacks; 409 where nothing is missing.
+
+        `?partition=` names it, and may be left out while no other one lacks anything.
+        """
+        one = self._lacking(request.query.get("partition"))
+        await one.peers.accept_loss()
+        accepted = {
+            "node": str(self._node.id),
+            "partition": one.name,
+            "phase": one.store.phase.value,
+        }
         return self._answers.json(compact(accepted))
+
+    def _lacking(self, name: str | None) -> Partition:
+        by_name = {one.name: one for one in self._partitions}
+        if name is not None:
+            if name not in by_name:
+                known = ", ".join(by_name)
+                raise Refused(
+                    "no_such_partition", f"there is no partition {name[:80]!r} here; {known}"
+                )
+            return by_name[name]
+        behind = [one for one in self._partitions if one.store.phase is Phase.BEHIND]
+        if len(behind) > 1:
+            listed = ", ".join(one.name for one in behind)
+            raise Refused(
+                "several_behind",
+                f"{listed} are behind, and each has lost something else: name one with partition",
+                409,
+            )
+        return behind[0] if behind else self._partitions[0]
 
     async def _drop(self, request: web.Request) -> web.Response:
         """Apply a parked transaction as an empty one; 409 where this one is not parked."""
         origin, timestamp = await _named(request)
-        if not await self._store.drop(origin, int(timestamp)):
+        # Origins are never the same in two partitions.
+        dropped = [await one.store.drop(origin, int(timestamp)) for one in self._partitions]
+        if not any(dropped):
             raise Refused(
                 "not_parked",
                 f"no transaction of {origin[:80]} with timestamp {timestamp} is parked here; GET "
@@ -165,6 +150,65 @@ class Operations:
             return self._answers.http(405, message, {"Allow": allowed})
 
         return route
+
+
+async def _status_of(one: Partition) -> dict[str, object]:
+    store, peers, shipping = one.store, one.peers, one.shipping
+    stability = peers.stability
+    stored = await _stored(store) if store.is_open else dict.fromkeys(_STORED)
+    return {
+        "phase": store.phase.value,
+        "serves_not_because": store.serves_not_because or None,
+        "takes_no_writes_because": (store.takes_no_writes_because or store.full_because or None),
+        "origin": store.origin,
+        "behind": encode_vector(store.behind),
+        "revision": str(store.revision),
+        "vector": encode_vector(store.vector),
+        "durable": encode_vector(store.durable),
+        "floor": encode_vector(store.floor),
+        "trimmed": str(store.trimmed),
+        **stored,
+        "collection": {
+            "stable": None if stability.vector is None else encode_vector(stability.vector),
+            "held_by": stability.held_by,
+        },
+        "members": list(peers.rows.members),
+        "removed": dict(peers.removed),
+        "rows": {node: encode_vector(row) for node, row in peers.rows.known.items()},
+        "ended": encode_vector(peers.rows.ended),
+        "transfer_in": _transfer_in(store),
+        "transfers_out": {
+            target.node: {"buckets": target.buckets_sent, "of": BUCKETS}
+            for target in shipping.targets
+            if target.buckets_sent is not None
+        },
+        "targets": {target.node: _told_of(shipping, target) for target in shipping.targets},
+    }
+
+
+async def _stored(store: RedisStore) -> dict[str, Any]:
+    return {
+        "feed_length": await store.feed_length(),
+        "unsettled": await store.unsettled(),
+        "parked": parked_rows(await store.parked()),
+    }
+
+
+def _transfer_in(store: RedisStore) -> dict[str, object] | None:
+    if not store.progress:
+        return None
+    begun = json.loads(store.progress)
+    return {"source": node_of(begun["source"]), "buckets": begun["next"], "of": BUCKETS}
+
+
+def _told_of(shipping: Shipping, target: Target) -> dict[str, object]:
+    return {
+        "connected": target.is_connected,
+        "unreachable": target.is_unreachable,
+        "acknowledged": str(target.acknowledged),
+        "lag_ms": round(shipping.lag_ms(target), 1),
+        "last_error": target.last_error or None,
+    }
 
 
 def parked_rows(parked: dict[str, dict[str, str]]) -> list[dict[str, str]]:

@@ -53,12 +53,12 @@ def place_of(text: str) -> Place:
     return Place(found[1], int(found[2]), passed)
 
 
-def seal(cursor: str, node: str, wanted: Filter) -> str:
-    """A list cursor for clients, of a cursor of the store."""
-    return _encode(_LIST + _mark(cursor, node, wanted) + cursor.encode())
+def seal(cursor: str, scope: str, wanted: Filter) -> str:
+    """A list cursor for clients, of a cursor of the store; scope: of which store."""
+    return _encode(_LIST + _mark(cursor, scope, wanted) + cursor.encode())
 
 
-def unseal(text: str, node: str, wanted: Filter) -> str:
+def unseal(text: str, scope: str, wanted: Filter) -> str:
     """The store's cursor again. Raises Refused("invalid_cursor")."""
     decoded = _decode(text, _LIST)
     mark, inner = decoded[:_SEAL_BYTES], decoded[_SEAL_BYTES:]
@@ -66,15 +66,15 @@ def unseal(text: str, node: str, wanted: Filter) -> str:
         cursor = inner.decode()
     except UnicodeDecodeError:
         raise _invalid("it was not given by `list`") from None
-    if mark != _mark(cursor, node, wanted):
+    if mark != _mark(cursor, scope, wanted):
         raise _invalid("it belongs to another node, tenant or filter")
     return cursor
 
 
-def _mark(cursor: str, node: str, wanted: Filter) -> bytes:
+def _mark(cursor: str, scope: str, wanted: Filter) -> bytes:
     digest = blake2b(digest_size=_SEAL_BYTES)
     parts = (wanted.tenant, wanted.resource, wanted.resource_type, wanted.relation, wanted.subject)
-    for part in (node, *parts, cursor):
+    for part in (scope, *parts, cursor):
         encoded = b"" if part is None else b"=" + part.encode()
         digest.update(len(encoded).to_bytes(4, "big") + encoded)
     return digest.digest()

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from sidecar.agent.tail import Tail
 from sidecar.api import bodies, cursors, headers
 from sidecar.api.answers import Answers, compact, relationship_json
 from sidecar.api.listener import AppListener
+from sidecar.api.served import Partitions, Served
 from sidecar.api.watch import Watch, WatchLimits
 from sidecar.core.relationship import Change, Relationship
 from sidecar.core.token import Token
@@ -21,13 +21,9 @@ from sidecar.core.topology import Node
 from sidecar.core.vector import Vector
 from sidecar.errors import Refused, Unavailable
 from sidecar.store.calls import Filter, Page, WriteRequest, Written
-from sidecar.store.redis_store import RedisStore
 
 Health = Callable[[], tuple[bool, Mapping[str, Any]]]
 """Whether this node serves, and the fields of the health answer (`reasons`: a list, if not)."""
-
-LostOf = Callable[[Vector], str | None]
-"""An origin of which a vector names writes that no node has any more."""
 
 DEFAULT_LIST_LIMIT = 1000
 LIST_BUDGET_S = 1.0
@@ -40,18 +36,16 @@ ANSWERS: Final = web.AppKey("answers", Answers)
 
 
 def native_app(
+    partitions: Partitions,
     *,
-    store: RedisStore,
-    tail: Tail,
     node: Node,
     health: Health,
     watch_limits: WatchLimits | None = None,
-    lost_of: LostOf = lambda vector: None,
 ) -> web.Application:
     """The application of the app listener; serve it with `app_listener`."""
     answers = Answers(node)
-    native = Native(store, answers, lost_of)
-    watch = Watch(store, tail, answers, watch_limits or WatchLimits())
+    native = Native(partitions, answers)
+    watch = Watch(partitions, answers, watch_limits or WatchLimits())
     app = web.Application(client_max_size=bodies.MAX_BODY_BYTES)
     app[ANSWERS] = answers
     routes = {
@@ -85,22 +79,21 @@ def app_listener(app: web.Application, **options: Any) -> AppListener:
 class Native:
     """The calls that answer once."""
 
-    def __init__(self, store: RedisStore, answers: Answers, lost_of: LostOf) -> None:
-        self._store = store
+    def __init__(self, partitions: Partitions, answers: Answers) -> None:
+        self._partitions = partitions
         self._answers = answers
-        self._lost_of = lost_of
 
     async def write_relationships(self, request: web.Request) -> web.Response:
         """`relationships/write`: insert all, in one transaction."""
-        write, raw = await self._begin_write(request)
+        here, write, raw = await self._begin_write(request)
         body = bodies.parse(bodies.WRITE, raw)
         changes = bodies.inserts(write.tenant, body["relationships"])
-        written = await self._commit(write, changes, body.get("expected_revision"))
-        return self._written(written, f'"relationships_written":{written.written},')
+        written = await self._commit(here, write, changes, body.get("expected_revision"))
+        return self._written(here, written, f'"relationships_written":{written.written},')
 
     async def delete_relationships(self, request: web.Request) -> web.Response:
         """`relationships/delete`: those named, or those that match a filter."""
-        write, raw = await self._begin_write(request)
+        here, write, raw = await self._begin_write(request)
         body = bodies.parse(bodies.DELETE, raw)
         if ("relationships" in body) == ("filter" in body):
             raise Refused("invalid_request", "the body: give either relationships or filter")
@@ -109,27 +102,28 @@ class Native:
             if "limit" in body:
                 raise Refused("invalid_request", "limit: goes with filter, not with relationships")
             changes = bodies.deletes(write.tenant, body["relationships"])
-            return self._deleted(await self._commit(write, changes, expected))
+            return self._deleted(here, await self._commit(here, write, changes, expected))
         if not body["filter"]:
             raise Refused(
                 "invalid_request",
                 "filter: name at least one of resource, resource_type, relation, subject",
             )
         wanted = bodies.filter_of(write.tenant, body["filter"], "filter.")
-        found, page = await self._matching(wanted, body.get("limit"))
+        found, page = await self._matching(here, wanted, body.get("limit"))
         if not found and write.idempotency_key is None:
-            return self._deleted(Written(page.revision, 0, 0, page.vector))
+            return self._deleted(here, Written(page.revision, 0, 0, page.vector))
         # With a key also nothing is written: a repeat must find that this request was answered.
         changes = [bodies.deletion(one) for one in found]
-        return self._deleted(await self._commit(write, changes, expected))
+        return self._deleted(here, await self._commit(here, write, changes, expected))
 
     async def update_relationships(self, request: web.Request) -> web.Response:
         """`relationships/update`: inserts and deletes, in one transaction."""
-        write, raw = await self._begin_write(request)
+        here, write, raw = await self._begin_write(request)
         body = bodies.parse(bodies.UPDATE, raw)
         changes = bodies.updates(write.tenant, body["updates"])
-        written = await self._commit(write, changes, body.get("expected_revision"))
+        written = await self._commit(here, write, changes, body.get("expected_revision"))
         return self._written(
+            here,
             written,
             f'"relationships_written":{written.written},"relationships_deleted":{written.deleted},',
         )
@@ -138,21 +132,22 @@ class Native:
         """`relationships/list`: what is visible on this node, a page at a time."""
         headers.check_body_headers(request)
         tenant = headers.tenant_of(request.headers)
+        here = self._partitions.of(tenant)
         consistency = headers.consistency_of(request.headers)
         body = bodies.parse(bodies.LIST, await request.read())
         wanted = bodies.filter_of(tenant, body)
         text = body.get("cursor")
-        cursor = None if text is None else cursors.unseal(text, self._store.node, wanted)
-        await self._reach(consistency)
+        cursor = None if text is None else cursors.unseal(text, here.store.scope, wanted)
+        await self._reach(here, consistency)
         found, first, last = await self._collect(
-            wanted, body.get("limit", DEFAULT_LIST_LIMIT), cursor
+            here, wanted, body.get("limit", DEFAULT_LIST_LIMIT), cursor
         )
         rest = None
         if last.cursor is not None:
-            rest = cursors.seal(last.cursor, self._store.node, wanted)
+            rest = cursors.seal(last.cursor, here.store.scope, wanted)
         # The revision of the first page guards what all pages showed (`expected_revision`); the
         # vector of the last one covers it.
-        token = Token(self._store.node, last.revision, last.vector).encode()
+        token = _token(here, last.revision, last.vector)
         return self._answers.json(
             f'{{"relationships":[{",".join(map(relationship_json, found))}],'
             f'"cursor":{compact(rest)},"revision":"{first.revision}","token":"{token}"}}',
@@ -167,34 +162,37 @@ class Native:
         """
         headers.check_body_headers(request)
         tenant = headers.tenant_of(request.headers)
+        here = self._partitions.of(tenant)
         consistency = headers.consistency_of(request.headers)
         body = bodies.parse(bodies.EVALUATION, await request.read())
         resource, relation, subject = bodies.question_of(body)
-        await self._reach(consistency)
-        found = await self._store.find(tenant, resource, relation, subject)
+        await self._reach(here, consistency)
+        found = await here.store.find(tenant, resource, relation, subject)
         is_granted = found is not None and found.condition is None
         return self._answers.json('{"decision":true}' if is_granted else '{"decision":false}')
 
     async def list_tenants(self, request: web.Request) -> web.Response:
         """`tenants`: those that have had relationships on this node."""
-        return self._answers.json(compact({"tenants": sorted(await self._store.tenants())}))
+        found = [tenant for here in self._partitions for tenant in await here.store.tenants()]
+        return self._answers.json(compact({"tenants": sorted(found)}))
 
     # ---- steps the calls share ----------------------------------------------------------------
 
-    async def _begin_write(self, request: web.Request) -> tuple[WriteRequest, bytes]:
-        """What the headers say about a write, and its body; the changes come later."""
+    async def _begin_write(self, request: web.Request) -> tuple[Served, WriteRequest, bytes]:
+        """Where a write goes, what the headers say of it, and its body; the changes come later."""
         headers.check_body_headers(request)
         headers.check_write_concern(request.headers)
         tenant = headers.tenant_of(request.headers)
+        here = self._partitions.of(tenant)
         key = headers.idempotency_key_of(request.headers)
         raw = await request.read()
         bound = "" if key is None else headers.request_hash(request.path, tenant, raw)
-        return WriteRequest(tenant, (), None, key, bound), raw
+        return here, WriteRequest(tenant, (), None, key, bound), raw
 
     async def _commit(
-        self, begun: WriteRequest, changes: list[Change], expected: str | None
+        self, here: Served, begun: WriteRequest, changes: list[Change], expected: str | None
     ) -> Written:
-        return await self._store.write(
+        return await here.store.write(
             WriteRequest(
                 begun.tenant,
                 changes,
@@ -204,8 +202,8 @@ class Native:
             )
         )
 
-    def _written(self, written: Written, counts: str) -> web.Response:
-        token = Token(self._store.node, written.revision, written.vector).encode()
+    def _written(self, here: Served, written: Written, counts: str) -> web.Response:
+        token = _token(here, written.revision, written.vector)
         extra = {"X-Revision-Token": token}
         if written.replayed:
             extra["Idempotency-Replayed"] = "true"
@@ -213,26 +211,32 @@ class Native:
             f'{{"revision":"{written.revision}",{counts}"token":"{token}"}}', headers=extra
         )
 
-    def _deleted(self, written: Written) -> web.Response:
-        return self._written(written, f'"relationships_deleted":{written.deleted},')
+    def _deleted(self, here: Served, written: Written) -> web.Response:
+        return self._written(here, written, f'"relationships_deleted":{written.deleted},')
 
-    async def _reach(self, consistency: headers.Consistency | None) -> None:
+    async def _reach(self, here: Served, consistency: headers.Consistency | None) -> None:
         if consistency is None:
             return
-        self._refuse_lost(consistency.token)
-        if not await self._store.wait_covered(consistency.token.vector, consistency.timeout_s):
+        if consistency.token.partition != here.store.keys.partition:
+            raise Refused(
+                "invalid_token",
+                "X-Revision-Token was given for a tenant that is bound to other regions than this "
+                "one; send a token of this tenant, or none",
+            )
+        self._refuse_lost(here, consistency.token)
+        if not await here.store.wait_covered(consistency.token.vector, consistency.timeout_s):
             # What was lost may have come to light meanwhile.
-            self._refuse_lost(consistency.token)
+            self._refuse_lost(here, consistency.token)
             raise Refused(
                 "token_not_reached",
-                f"node {self._store.node} has not received everything that X-Revision-Token names "
+                f"node {here.store.node} has not received everything that X-Revision-Token names "
                 f"within {consistency.timeout_s * 1000:.0f} ms; try again, wait longer "
                 f"(X-Consistency-Timeout-Ms), or ask node {consistency.token.node}",
                 409,
             )
 
-    def _refuse_lost(self, token: Token) -> None:
-        origin = self._lost_of(token.vector)
+    def _refuse_lost(self, here: Served, token: Token) -> None:
+        origin = here.lost_of(token.vector)
         if origin is not None:
             raise Refused(
                 "write_lost",
@@ -243,27 +247,29 @@ class Native:
             )
 
     async def _collect(
-        self, wanted: Filter, limit: int, cursor: str | None
+        self, here: Served, wanted: Filter, limit: int, cursor: str | None
     ) -> tuple[list[Relationship], Page, Page]:
         """Up to `limit` relationships, and the first and the last page of the store they are of."""
         ends_at = asyncio.get_running_loop().time() + LIST_BUDGET_S
-        first = page = await self._store.read_page(wanted, limit, cursor)
+        first = page = await here.store.read_page(wanted, limit, cursor)
         found = _by_identity(page.relationships)
         while page.cursor is not None and len(found) < limit:
             if asyncio.get_running_loop().time() > ends_at:
                 break
-            page = await self._store.read_page(wanted, limit - len(found), page.cursor)
+            page = await here.store.read_page(wanted, limit - len(found), page.cursor)
             found |= _by_identity(page.relationships)
         return list(found.values()), first, page
 
-    async def _matching(self, wanted: Filter, limit: int | None) -> tuple[list[Relationship], Page]:
+    async def _matching(
+        self, here: Served, wanted: Filter, limit: int | None
+    ) -> tuple[list[Relationship], Page]:
         """What a filter matches: all, at most MAX_CHANGES, or the first `limit`."""
         most = bodies.MAX_CHANGES + 1 if limit is None else limit
         ends_at = asyncio.get_running_loop().time() + WALK_LIMIT_S
         found: dict[tuple[str, str, str, str], Relationship] = {}
         cursor = None
         while True:
-            page = await self._store.read_page(wanted, most - len(found), cursor)
+            page = await here.store.read_page(wanted, most - len(found), cursor)
             found |= _by_identity(page.relationships)
             cursor = page.cursor
             if cursor is None or len(found) >= most:
@@ -284,6 +290,10 @@ class Native:
             )
         # A page may be a few longer than asked for.
         return list(found.values())[:most], page
+
+
+def _token(here: Served, revision: int, vector: Vector) -> str:
+    return Token(here.store.node, revision, vector, here.store.keys.partition).encode()
 
 
 def _by_identity(found: list[Relationship]) -> dict[tuple[str, str, str, str], Relationship]:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from sidecar.agent.tail import Tail, expired
+from sidecar.agent.tail import expired
 from sidecar.api import bodies, headers
 from sidecar.api.answers import Answers, compact, relationship_json
 from sidecar.api.cursors import Place, place_of
+from sidecar.api.served import Partitions, Served
 from sidecar.core.relationship import Change, type_of
 from sidecar.core.vector import node_of
 from sidecar.errors import Refused, SidecarError, Unavailable
@@ -73,11 +74,8 @@ class Wanted:
 class Watch:
     """All watchers of one node."""
 
-    def __init__(
-        self, store: RedisStore, tail: Tail, answers: Answers, limits: WatchLimits
-    ) -> None:
-        self._store = store
-        self._tail = tail
+    def __init__(self, partitions: Partitions, answers: Answers, limits: WatchLimits) -> None:
+        self._partitions = partitions
         self._answers = answers
         self._limits = limits
         self._watchers = 0
@@ -88,6 +86,7 @@ class Watch:
         """Serve one watcher until it goes, reads too slowly, or this node ends."""
         headers.check_body_headers(request)
         tenant = headers.tenant_of(request.headers)
+        here = self._partitions.of(tenant)
         body = bodies.parse(bodies.WATCH, await request.read())
         bodies.check_words(body)
         wanted = Wanted(
@@ -98,7 +97,7 @@ class Watch:
         )
         # A reader that connects again repeats its body, so the header is the newer of the two.
         cursor = headers.last_event_id_of(request.headers) or body.get("cursor")
-        place = await self._begin(cursor)
+        place = await self._begin(here.store, cursor)
         if self._ending.is_set() or self._watchers >= self._limits.watchers:
             raise Unavailable(
                 "too_many_watchers",
@@ -107,7 +106,7 @@ class Watch:
             )
         self._watchers += 1
         try:
-            return await self._serve(request, wanted, place)
+            return await self._serve(request, here, wanted, place)
         finally:
             self._watchers -= 1
 
@@ -118,45 +117,45 @@ class Watch:
         for limit in self._writing:
             limit.reschedule(soon)
 
-    async def _begin(self, cursor: str | None) -> Place:
+    async def _begin(self, store: RedisStore, cursor: str | None) -> Place:
         """Where reading begins. Raises Refused: 400, or 410 when the feed does not have it."""
-        origin = self._store.origin
+        origin = store.origin
         if cursor is None:
-            if not self._store.is_open:
-                raise Unavailable("store_unavailable", self._store.closed_because)
-            return Place(origin, self._store.revision)
+            if not store.is_open:
+                raise Unavailable("store_unavailable", store.closed_because)
+            return Place(origin, store.revision)
         place = None if cursor == FROM_START else place_of(cursor)
-        first, newest = await self._store.feed_bounds()
+        first, newest = await store.feed_bounds()
         if place is None:
-            return Place(origin, first - 1 if first else self._store.trimmed)
+            return Place(origin, first - 1 if first else store.trimmed)
         if place.origin != origin:
-            place = await self._carried_over(place, origin)
+            place = await self._carried_over(store, place, origin)
         # What follows exactly the trimmed revision is all there.
-        if place.after < self._store.trimmed or place.revision > newest:
+        if place.after < store.trimmed or place.revision > newest:
             raise expired()
         return place
 
-    async def _carried_over(self, place: Place, origin: str) -> Place:
+    async def _carried_over(self, store: RedisStore, place: Place, origin: str) -> Place:
         """The same place in the feed of today: of an incarnation that went on from there."""
-        if node_of(place.origin) != self._store.node:
+        if node_of(place.origin) != store.node:
             raise Refused(
                 "cursor_elsewhere",
                 f"the cursor belongs to the feed of {place.origin}, this is {origin}; cursors do "
                 "not move between nodes: list what there is and watch from now",
                 410,
             )
-        last = await self._store.last_revision_of(place.origin)
+        last = await store.last_revision_of(place.origin)
         if last is None or place.revision > last:
             raise Refused(
                 "write_lost",
-                f"the cursor leads behind what this node has lost of {place.origin}; list what "
-                "there is and watch from now",
+                f"the cursor leads behind what this node has lost of {place.origin}, or is of a "
+                "tenant that is bound to other regions; list what there is and watch from now",
                 410,
             )
         return Place(origin, place.revision, place.passed)
 
     async def _serve(
-        self, request: web.Request, wanted: Wanted, place: Place
+        self, request: web.Request, here: Served, wanted: Wanted, place: Place
     ) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={
@@ -168,7 +167,7 @@ class Watch:
         )
         await response.prepare(request)
         try:
-            async with contextlib.aclosing(self._events(wanted, place)) as events:
+            async with contextlib.aclosing(self._events(here, wanted, place)) as events:
                 async for piece in events:
                     async with self._limited():
                         await response.write(piece)
@@ -195,7 +194,9 @@ class Watch:
             finally:
                 self._writing.discard(limit)
 
-    async def _events(self, wanted: Wanted, start: Place) -> AsyncGenerator[bytes, None]:
+    async def _events(
+        self, here: Served, wanted: Wanted, start: Place
+    ) -> AsyncGenerator[bytes, None]:
         """Pieces of the stream, for ever; ends with this node, or with an `error` event."""
         place = start
         yield checkpoint(place)
@@ -205,12 +206,12 @@ class Watch:
         news: asyncio.Task[list[FeedEntry]] | None = None
         try:
             while not self._ending.is_set():
-                news = news or asyncio.create_task(self._tail.after(place.after, is_watching=True))
+                news = news or asyncio.create_task(here.tail.after(place.after, is_watching=True))
                 patience_s = max(sent_at + self._limits.idle_s - clock(), 0)
                 await asyncio.wait(
                     {news, ending}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
                 )
-                if self._store.origin != start.origin:
+                if here.store.origin != start.origin:
                     return  # what was told may be lost; the reader resumes, or hears that it is
                 if news.done():
                     pieces, news = render(news.result(), wanted, place), None

@@ -26,7 +26,10 @@ quoted = _quoting.repr
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """What both ends of a session must agree on, and who they are."""
+    """What both ends of a session must agree on, and who they are.
+
+    residency: the fingerprint of which tenants are stored where; "": all are everywhere.
+    """
 
     node: str
     region: str
@@ -34,9 +37,11 @@ class Party:
     partitions: int
     format: int
     rules: str
+    residency: str = ""
 
     def to_json(self) -> dict[str, object]:
         """The part of a hello that does not change while a node runs."""
+        residency = {"residency": self.residency} if self.residency else {}
         return {
             "node": self.node,
             "region": self.region,
@@ -44,6 +49,7 @@ class Party:
             "partitions": self.partitions,
             "format": self.format,
             "rules": self.rules,
+            **residency,
         }
 
 
@@ -74,15 +80,21 @@ def greet(hello: Mapping[str, object], me: Party, regions: Mapping[str, str]) ->
         raise Refused(
             "unknown_node", f"{quoted(node)} is not another node of the topology of {me.node}"
         )
-    theirs = {**me.to_json(), "node": node, "region": regions[node]}
+    # A node that stores every tenant everywhere says nothing of it.
+    told = {"residency": "", **hello}
+    theirs = {"residency": "", **me.to_json(), "node": node, "region": regions[node]}
     for name, mine in theirs.items():
-        if hello.get(name) != mine:
+        if told.get(name) != mine:
             raise Refused(
                 f"{name}_mismatch",
-                f"{node} says {name} {quoted(hello.get(name))}, {me.node} says {mine!r}; "
-                "nothing is lost, the session resumes when they agree",
+                f"{node} says {name} {quoted(told.get(name))}, {me.node} says {mine!r}; "
+                f"{_HINTS.get(name, '')}nothing is lost, the session resumes when they agree",
             )
     return node, protocol
+
+
+_UNLIKE_TENANTS = "the `regions` of some `tenants` differ in their configurations; "
+_HINTS = {"residency": _UNLIKE_TENANTS, "partition": _UNLIKE_TENANTS}
 
 
 def welcome(me: Party, origin: str, protocol: int, facts: Mapping[str, object]) -> str | bytes:

@@ -31,8 +31,9 @@ class Tenants:
     """The places of tenants, by name or pattern."""
 
     def __init__(self, places: Mapping[str, Place] | None = None) -> None:
-        self._exact = {name: place for name, place in (places or {}).items() if "*" not in name}
-        patterns = ((name, place) for name, place in (places or {}).items() if "*" in name)
+        self.places = dict(places or {})
+        self._exact = {name: place for name, place in self.places.items() if "*" not in name}
+        patterns = ((name, place) for name, place in self.places.items() if "*" in name)
         self._patterns = sorted(patterns, key=lambda named: (-len(named[0]), named[0]))
         self._cached = lru_cache(CACHED)(self._find)
 

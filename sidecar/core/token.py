@@ -1,7 +1,8 @@
 """Tokens: what a client carries to read its own writes anywhere. Opaque to clients.
 
 A token holds the node that answered, the revision there, and the node's vector; a node that covers
-the vector shows everything the client has seen.
+the vector shows everything the client has seen. A vector is one of a partition, so a token of
+another one than that of everywhere names it.
 """
 
 import base64
@@ -9,6 +10,7 @@ import binascii
 import re
 from typing import NamedTuple
 
+from sidecar.core.residency import GLOBAL
 from sidecar.core.vector import Vector, newest_origins
 from sidecar.errors import Refused
 
@@ -17,34 +19,46 @@ MAX_ORIGINS = 64
 """Beyond it the incarnations that ended the longest ago are left out: every node has had them for
 long, and a token has to fit into a header."""
 
-_FORMAT = "1"
+_FORMAT, _FORMAT_WITH_PARTITION = "1", "2"
 _TEXT = re.compile(r"[a-z0-9-]{1,32}\|[0-9]{1,16}(\|[a-z0-9-]{1,32}\.[a-z0-9]{1,32}:[0-9]{1,16})*")
+_PARTITION = re.compile(r"[a-z0-9-]{1,32}\.[0-9]{1,4}")
 
 
 class Token(NamedTuple):
-    """node id, revision of that node, and its vector."""
+    """node id, revision of that node, and its vector, all in this partition."""
 
     node: str
     revision: int
     vector: Vector
+    partition: str = GLOBAL
 
     def encode(self) -> str:
         """Text that is safe in headers and URLs."""
         vector = self.vector if len(self.vector) <= MAX_ORIGINS else _shortened(self.vector)
         entries = "".join([f"|{origin}:{t}" for origin, t in vector.items()])
         text = f"{self.node}|{self.revision}{entries}"
-        return _FORMAT + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        kind = _FORMAT
+        if self.partition != GLOBAL:
+            kind, text = _FORMAT_WITH_PARTITION, f"{self.partition}|{text}"
+        return kind + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
     @classmethod
     def decode(cls, text: str) -> "Token":
         """The token of a text that `encode` made. Raises Refused("invalid_token")."""
-        if len(text) > MAX_TOKEN_BYTES or not text.isascii() or not text.startswith(_FORMAT):
+        kind = text[:1]
+        is_known = kind in (_FORMAT, _FORMAT_WITH_PARTITION)
+        if len(text) > MAX_TOKEN_BYTES or not text.isascii() or not is_known:
             raise _not_a_token()
         padded = text[1:] + "=" * (-len(text[1:]) % 4)
         try:
             inner = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
         except (binascii.Error, UnicodeDecodeError):
             raise _not_a_token() from None
+        partition = GLOBAL
+        if kind == _FORMAT_WITH_PARTITION:
+            partition, _, inner = inner.partition("|")
+            if not _PARTITION.fullmatch(partition) or partition == GLOBAL:
+                raise _not_a_token()
         if not _TEXT.fullmatch(inner):
             raise _not_a_token()
         node, revision, *entries = inner.split("|")
@@ -52,7 +66,7 @@ class Token(NamedTuple):
         for entry in entries:
             origin, _, timestamp = entry.partition(":")
             vector[origin] = int(timestamp)
-        return cls(node, int(revision), vector)
+        return cls(node, int(revision), vector, partition)
 
 
 def _shortened(vector: Vector) -> Vector:

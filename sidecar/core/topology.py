@@ -6,8 +6,8 @@ business.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -142,6 +142,18 @@ class Topology:
         near = tuple(node for node in self.region(home).nodes() if node.id != node_id)
         far = (node for target in self.target_regions(home) for node in self.region(target).nodes())
         return near + tuple(far)
+
+    def within(self, regions: Collection[str]) -> Self:
+        """The part of it in these regions: their nodes, and who ships to whom among them."""
+        targets = self.replication_targets
+        if targets is not None:
+            targets = {
+                source: tuple(target for target in named if target in regions)
+                for source, named in targets.items()
+                if source in regions
+            }
+        kept = tuple(region for region in self.regions if region.id in regions)
+        return replace(self, regions=kept, replication_targets=targets)
 
     def reachable_from(self, region_id: str) -> frozenset[RegionId]:
         """The regions that a write of `region_id` arrives in, its own among them."""

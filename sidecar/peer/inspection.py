@@ -5,8 +5,8 @@ shape of these calls; what is read and said is the business of `agent/digests.py
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
@@ -28,11 +28,22 @@ REPAIR: Final = "/peer/v1/repair"
 Body = Mapping[str, Any]
 
 
-class Inspection:
-    """The calls of one node."""
+class Inspected(Protocol):
+    """What these calls need of a partition."""
 
-    def __init__(self, digests: Digests, me: Party, answers: Answers) -> None:
-        self._digests, self._me, self._answers = digests, me, answers
+    me: Party
+    digests: Digests
+
+
+class Inspection:
+    """The calls of one node, about its partitions; the first is meant where none is named."""
+
+    def __init__(self, partitions: Iterable[Inspected], answers: Answers) -> None:
+        self._partitions = {one.me.partition: one for one in partitions}
+        self._default, self._node = next(
+            (name, one.me.node) for name, one in self._partitions.items()
+        )
+        self._answers = answers
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes."""
@@ -44,29 +55,42 @@ class Inspection:
         app.router.add_post(REPAIR, guarded(self._repair))
 
     def _json(self, answer: Mapping[str, object]) -> web.Response:
-        return self._answers.json(compact({"node": self._me.node, **answer}))
+        return self._answers.json(compact({"node": self._node, **answer}))
+
+    def _of(self, name: object) -> Inspected:
+        """The partition of this name. Raises Refused("partition_mismatch")."""
+        found = self._partitions.get(str(self._default if name is None else name))
+        if found is None:
+            raise Refused(
+                "partition_mismatch",
+                f"the asking node says partition {str(name)[:80]!r}, {self._node} has "
+                f"{', '.join(map(repr, self._partitions))}; such nodes are not compared",
+            )
+        return found
 
     async def _get_digests(self, request: web.Request) -> web.Response:
-        """{"first"} -> the sums of some buckets from there on."""
-        first = _bucket((await _body(request)).get("first"))
-        self._digests.check_serving()
-        return self._json(asked_of(self._me, first, await self._digests.read(first)))
+        """{"first", "partition"?} -> the sums of some buckets from there on."""
+        body = await _body(request)
+        first, asked = _bucket(body.get("first")), self._of(body.get("partition"))
+        asked.digests.check_serving()
+        return self._json(asked_of(asked.me, first, await asked.digests.read(first)))
 
     async def _compare(self, request: web.Request) -> web.Response:
         """What `asked_of` made -> {"unequal", "undecided"}: lists of buckets."""
         body = await _body(request)
-        for name in ("partition", "partitions", "rules"):
-            if body.get(name) != getattr(self._me, name):
+        here = self._of(body.get("partition", ""))
+        for name in ("partitions", "rules"):
+            if body.get(name) != getattr(here.me, name):
                 raise Refused(
                     f"{name}_mismatch",
-                    f"the asking node says {name} {str(body.get(name))[:80]!r}, {self._me.node} "
-                    f"says {getattr(self._me, name)!r}; such nodes are not compared",
+                    f"the asking node says {name} {str(body.get(name))[:80]!r}, {here.me.node} "
+                    f"says {getattr(here.me, name)!r}; such nodes are not compared",
                 )
         asked = reading_of(body)
         wait_s = body.get("wait_s", REACH_S)
         if not isinstance(wait_s, int | float) or not 0 <= wait_s <= REACH_S:
             raise Refused("bad_request", f"wait_s is a number up to {REACH_S:.0f}")
-        vector, said = await self._digests.compare(asked, wait_s)
+        vector, said = await here.digests.compare(asked, wait_s)
         return self._json(
             {
                 "vector": encode_vector(vector),
@@ -76,36 +100,41 @@ class Inspection:
         )
 
     async def _find_strays(self, request: web.Request) -> web.Response:
-        """{} -> {"strays": [[bucket, key], …]}, after a walk over everything stored here."""
-        await _body(request)
-        strays = await self._digests.find_strays()
+        """{"partition"?} -> {"strays": [[bucket, key], …]}, after a walk over everything."""
+        here = self._of((await _body(request)).get("partition"))
+        strays = await here.digests.find_strays()
         listed = [[n, key] for n, members in sorted(strays.items()) for key in sorted(members)]
         return self._json({"strays": listed})
 
     async def _get_states(self, request: web.Request) -> web.Response:
-        """All tuples of a bucket; with `?page=1` also the page that repairs another node."""
+        """All tuples of a bucket; with `?page=1` also the page that repairs another node.
+
+        `partition`: of which, as in the bodies of the other calls.
+        """
         text = request.match_info["bucket"]
         number = _bucket(int(text) if text.isascii() and text.isdigit() else None)
-        vector, tuples = await self._digests.tuples(number)
+        digests = self._of(request.query.get("partition")).digests
+        vector, tuples = await digests.tuples(number)
         answer: dict[str, object] = {
             "vector": encode_vector(vector),
             "tuples": [_tuple_json(one) for one in tuples],
         }
         if request.query.get("page") == "1":
-            answer["page"] = await self._digests.page(number)
+            answer["page"] = await digests.page(number)
         return self._json(answer)
 
     async def _repair(self, request: web.Request) -> web.Response:
-        """{"to", "from", "pages"} -> {"appeared", "disappeared"}: the pages have been taken."""
+        """{"to", "from", "pages", "partition"?} -> {"appeared", "disappeared"}, once taken."""
         body = await _body(request)
         source, pages = body.get("from"), body.get("pages")
-        if body.get("to") != self._me.node:
-            raise Refused("wrong_node", f"this is {self._me.node}")
-        if not isinstance(source, str) or source == self._me.node:
+        here = self._of(body.get("partition"))
+        if body.get("to") != self._node:
+            raise Refused("wrong_node", f"this is {self._node}")
+        if not isinstance(source, str) or source == self._node:
             raise Refused("bad_request", "from is the node whose pages these are, another one")
         if not isinstance(pages, list) or not all(isinstance(page, str) for page in pages):
             raise Refused("bad_request", "pages is a list of texts")
-        taken = await self._digests.take(source, pages)
+        taken = await here.digests.take(source, pages)
         return self._json({"appeared": taken.appeared, "disappeared": taken.disappeared})
 
 

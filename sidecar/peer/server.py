@@ -31,10 +31,10 @@ MAX_REMEMBERED = 1000
 
 
 class Receiver:
-    """Takes the sessions of other nodes and merges what they bring.
+    """Takes the sessions of other nodes with a partition and merges what they bring.
 
-    regions: node id -> region id of every node of the topology. timeout_s: how long a hello, and
-    later any frame, may take.
+    regions: node id -> region id of every node of the partition. timeout_s: how long any frame may
+    take.
     """
 
     def __init__(
@@ -52,58 +52,52 @@ class Receiver:
         # Who was refused, and why: a source that comes again with the same fault is no news.
         self._refused: dict[str, str] = {}
 
-    async def serve(self, request: web.Request) -> web.StreamResponse:
-        """One session, from hello to its end."""
-        socket = web.WebSocketResponse(
-            max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=1.0, autoping=True
-        )
-        try:
-            await socket.prepare(request)
-        except ConnectionError:
-            return web.Response()  # it has gone already, nobody reads this
+    async def serve(
+        self, socket: web.WebSocketResponse, hello: Mapping[str, object], remote: str
+    ) -> None:
+        """One session, from its hello to its end; remote: the address it comes from."""
         session = Incoming(self._store, self._peers, self._intake, self._me, self._regions)
         try:
-            await self._agree(session, socket)
+            await self._agree(session, socket, hello)
             with ungrouped():
                 await self._converse(session, socket)
         except SidecarError as failure:
-            self._note_refusal(session.node or str(request.remote), failure)
-            with contextlib.suppress(ConnectionError):
-                await _send(socket, refuse(failure.code, failure.message))
+            await self.refuse(socket, session.node or remote, failure)
         except ConnectionError:
             pass  # the other end has gone; it will come again
         finally:
             if self._sessions.get(session.node, (None, None))[0] is session:
                 del self._sessions[session.node]
             await session.end()
-            await socket.close()
-        return socket
 
-    def _note_refusal(self, source: str, failure: SidecarError) -> None:
-        if self._refused.get(source) == failure.message:
-            return
-        if len(self._refused) >= MAX_REMEMBERED:
-            self._refused.clear()
-        self._refused[source] = failure.message
-        log.warning(
-            "replication session refused", extra={"source": source, "reason": failure.message}
-        )
+    async def refuse(
+        self, socket: web.WebSocketResponse, source: str, failure: SidecarError
+    ) -> None:
+        """Tell a source, and the log if that is news, why there is no session with it."""
+        if self._refused.get(source) != failure.message:
+            if len(self._refused) >= MAX_REMEMBERED:
+                self._refused.clear()
+            self._refused[source] = failure.message
+            log.warning(
+                "replication session refused", extra={"source": source, "reason": failure.message}
+            )
+        with contextlib.suppress(ConnectionError):
+            await _send(socket, refuse(failure.code, failure.message))
 
-    async def close(self, app: web.Application) -> None:
+    async def close(self) -> None:
         """End every session; their nodes come again when this one is back."""
         for _, socket in list(self._sessions.values()):
             await socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)
 
-    async def _agree(self, session: Incoming, socket: web.WebSocketResponse) -> None:
-        frame = await self._next(socket)
-        if frame is None:
-            raise ConnectionResetError
+    async def _agree(
+        self, session: Incoming, socket: web.WebSocketResponse, hello: Mapping[str, object]
+    ) -> None:
         # A node has one session here; an older one is a link that died without a word. What it has
         # brought is merged before this node says what it has.
-        older = self._sessions.pop(session.identify(frame[0]), None)
+        older = self._sessions.pop(session.identify(hello), None)
         if older is not None:
             await older[0].end()
-        answer = await session.greet(frame[0])
+        answer = await session.greet(hello)
         self._sessions[session.node] = (session, socket)
         self._refused.pop(session.node, None)
         log.info("replication session from a peer", extra={"source": session.node})
@@ -117,7 +111,7 @@ class Receiver:
         try:
             async with asyncio.TaskGroup() as group:
                 answering = group.create_task(self._answer(session, socket, frames))
-                while (frame := await self._next(socket)) is not None:
+                while (frame := await _next(socket, self._timeout_s)) is not None:
                     await frames.put(frame)
                 # What is left in the queue was not acknowledged; it comes again.
                 answering.cancel()
@@ -140,17 +134,54 @@ class Receiver:
             if not is_batch:
                 await _send(socket, await session.on_frame(*frame))
 
-    async def _next(self, socket: web.WebSocketResponse) -> Frame | None:
-        """The next frame; None when the other end has closed, or been silent for too long."""
+
+class Reception:
+    """Hands each link that comes in to the partition that its hello names.
+
+    receivers: by the names of their partitions, the first for what names none of them, and refuses
+    it. timeout_s: how long a hello may take.
+    """
+
+    def __init__(self, receivers: Mapping[str, Receiver], timeout_s: float) -> None:
+        self._receivers, self._timeout_s = receivers, timeout_s
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """One link, to its end."""
+        socket = web.WebSocketResponse(
+            max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=1.0, autoping=True
+        )
         try:
-            message = await socket.receive(timeout=self._timeout_s)
-        except TimeoutError:
-            return None
-        if message.type is aiohttp.WSMsgType.ERROR:
-            raise Refused("bad_frame", f"the link cannot be read: {message.data}")
-        if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-            return None
-        return decode_frame(message.data)
+            await socket.prepare(request)
+        except ConnectionError:
+            return web.Response()  # it has gone already, nobody reads this
+        receiver, remote = next(iter(self._receivers.values())), str(request.remote)
+        try:
+            if (frame := await _next(socket, self._timeout_s)) is not None:
+                receiver = self._receivers.get(str(frame[0].get("partition")), receiver)
+                await receiver.serve(socket, frame[0], remote)
+        except SidecarError as failure:
+            await receiver.refuse(socket, remote, failure)
+        finally:
+            await socket.close()
+        return socket
+
+    async def close(self, app: web.Application) -> None:
+        """End every session of every partition."""
+        for receiver in self._receivers.values():
+            await receiver.close()
+
+
+async def _next(socket: web.WebSocketResponse, timeout_s: float) -> Frame | None:
+    """The next frame; None when the other end has closed, or been silent for too long."""
+    try:
+        message = await socket.receive(timeout=timeout_s)
+    except TimeoutError:
+        return None
+    if message.type is aiohttp.WSMsgType.ERROR:
+        raise Refused("bad_frame", f"the link cannot be read: {message.data}")
+    if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+        return None
+    return decode_frame(message.data)
 
 
 async def _send(socket: web.WebSocketResponse, frame: str | bytes) -> None:
@@ -160,11 +191,11 @@ async def _send(socket: web.WebSocketResponse, frame: str | bytes) -> None:
         await socket.send_bytes(frame)
 
 
-def peer_app(receiver: Receiver, health: Health, inspection: Inspection) -> web.Application:
+def peer_app(reception: Reception, health: Health, inspection: Inspection) -> web.Application:
     """The application of the peer listener."""
     app = web.Application(client_max_size=MAX_FRAME_BYTES)
-    app.router.add_get(PATH, receiver.serve)
+    app.router.add_get(PATH, reception.serve)
     app.router.add_get("/health", health.answer)
     inspection.add_to(app)
-    app.on_shutdown.append(receiver.close)
+    app.on_shutdown.append(reception.close)
     return app

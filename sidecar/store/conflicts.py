@@ -45,6 +45,11 @@ class ConflictEntry:
     winner: Versioned
     resolved: Winner
 
+    @property
+    def number(self) -> int:
+        """Of the conflicts of its revision."""
+        return int(self.cursor.partition("-")[2])
+
 
 def check_cursor(text: str) -> str:
     """Return `text` if it is spelled like a cursor, or raise Refused("invalid_cursor")."""

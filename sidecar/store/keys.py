@@ -3,10 +3,13 @@
 `lua/lib/keys.lua` is the other half: what only scripts touch is named there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
-PARTITION = "global.0"
-"""The partition of the tenants that live everywhere, the first of one."""
+from sidecar.core.residency import GLOBAL
+
+PARTITION = GLOBAL
+"""The partition of the tenants that live everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,15 @@ class Keys:
         return self._name("tenants")
 
     @property
+    def partitions(self) -> str:
+        """Set, in the partition of everywhere: the other partitions that this node ever had."""
+        return replace(self, partition=PARTITION)._name("partitions")
+
+    def of(self, partition: str) -> Self:
+        """The same of another partition."""
+        return replace(self, partition=partition)
+
+    @property
     def vector(self) -> str:
         """Hash: origin -> timestamp."""
         return self._name("vector")
@@ -76,8 +88,12 @@ class Keys:
 
     @property
     def pattern(self) -> str:
-        """What SCAN matches: all keys of the partition."""
-        return self._name("*")
+        """What SCAN matches: all keys of all partitions."""
+        return f"{{{self.prefix}:*}}:*"
+
+    def partition_in(self, name: str) -> str:
+        """The partition that a key belongs to."""
+        return name.removeprefix(f"{{{self.prefix}:").partition("}")[0]
 
     def known(self, node: str) -> str:
         """Hash: origin -> timestamp, the believed row of a node."""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import tenacity
@@ -23,7 +23,7 @@ from sidecar.metrics import Metrics
 from sidecar.store import scripts
 from sidecar.store.calls import Phase
 from sidecar.store.group_commit import COMMITTERS
-from sidecar.store.keys import Keys
+from sidecar.store.keys import PARTITION, Keys
 from sidecar.store.link import Link, ScriptError, pool_of
 from sidecar.store.memory import Memory, memory_of
 
@@ -38,11 +38,15 @@ EVERYSEC_S = 2.0
 """What is this old is on disk under `appendfsync everysec`, where the server cannot be asked."""
 
 
+Check = Callable[[Link, Keys], Awaitable[None]]
+
+
 class OpenStore:
     """The data set of `node`, opened when Redis answers, and again whenever it has gone.
 
     has_peers: whether other nodes may know more of this one than its own store does.
-    now_us: the wall clock. random_bits: draws that many random bits.
+    now_us: the wall clock. random_bits: draws that many random bits. readers: connections for
+    reads. check: what else must hold of the stored data before it opens.
     """
 
     def __init__(
@@ -57,9 +61,13 @@ class OpenStore:
         random_bits: Callable[[int], int],
         has_peers: bool,
         timeout_s: float,
+        partition: str = PARTITION,
+        readers: int = READERS,
+        check: Check | None = None,
     ) -> None:
         self.node = node
-        self.keys = Keys(prefix)
+        self.keys = Keys(prefix, partition)
+        self._check = check
         self._rules, self._metrics = rules, metrics
         self._now_us, self._random_bits = now_us, random_bits
         self._has_peers = has_peers
@@ -72,7 +80,7 @@ class OpenStore:
         self._control = Link(self._pool, timeout_s)
         self._merger, self._tailer, self._syncer = link(), link(), link()
         self._writers = [link() for _ in range(COMMITTERS)]
-        self._readers = [link() for _ in range(READERS)]
+        self._readers = [link() for _ in range(readers)]
         single = (self._control, self._merger, self._tailer, self._syncer)
         self._links = (*single, *self._writers, *self._readers)
         self._next_reader = 0
@@ -101,6 +109,12 @@ class OpenStore:
         self._refused_writes: Unavailable | None = None
 
     # -- what is known of it --------------------------------------------------------------------
+
+    @property
+    def scope(self) -> str:
+        """What names this data set among all of them: cursors of another one mean nothing here."""
+        partition = self.keys.partition
+        return self.node if partition == PARTITION else f"{self.node}/{partition}"
 
     @property
     def is_open(self) -> bool:
@@ -291,6 +305,8 @@ class OpenStore:
         # A process that never heard that nothing was missing knows only what it found at its start.
         remembers = self._clock > 0 and self._phase is not Phase.UNPROVEN
         reply = await self._run_open(is_proven=remembers or not self._has_peers)
+        if self._check is not None:
+            await self._check(self._control, self.keys)
         if reply[0] == b"lost":
             await self._begin_after_loss()
             return
@@ -582,7 +598,7 @@ class OpenStore:
                 await other.close()
 
     def _reader(self) -> Link:
-        self._next_reader = (self._next_reader + 1) % READERS
+        self._next_reader = (self._next_reader + 1) % len(self._readers)
         return self._readers[self._next_reader]
 
     async def _read(self, *command: object) -> Any:

@@ -37,8 +37,9 @@ from sidecar.store.calls import (
 from sidecar.store.conflicts import ConflictEntry, check_cursor, conflict_entries_of
 from sidecar.store.feed import FeedEntry, entries_of
 from sidecar.store.group_commit import Committed, GroupCommit
+from sidecar.store.keys import PARTITION
 from sidecar.store.link import Link, ScriptError, store_full
-from sidecar.store.opening import PARTITIONS, OpenStore, _vector
+from sidecar.store.opening import PARTITIONS, READERS, Check, OpenStore, _vector
 
 __all__ = ["PARTITIONS", "RedisStore"]
 
@@ -55,7 +56,8 @@ SCAN_COUNT = 500
 class RedisStore(OpenStore):
     """The data set of `node`. Use as an async context manager; it opens when Redis answers.
 
-    now_us: the wall clock. random_bits: draws that many random bits.
+    now_us: the wall clock. random_bits: draws that many random bits. readers: connections for
+    reads. check: what else must hold of the stored data before it opens.
     """
 
     def __init__(
@@ -71,6 +73,9 @@ class RedisStore(OpenStore):
         has_peers: bool = False,
         max_clock_skew_ms: int = 60_000,
         timeout_s: float = 10.0,
+        partition: str = PARTITION,
+        readers: int = READERS,
+        check: Check | None = None,
     ) -> None:
         super().__init__(
             url,
@@ -82,6 +87,9 @@ class RedisStore(OpenStore):
             random_bits=random_bits,
             has_peers=has_peers,
             timeout_s=timeout_s,
+            partition=partition,
+            readers=readers,
+            check=check,
         )
         self._skew_us = max_clock_skew_ms * 1000
         self._group_commit = GroupCommit(self._commit, metrics.wrote)

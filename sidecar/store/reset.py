@@ -25,7 +25,7 @@ class Stored:
 
 
 class DataSet:
-    """The keys of one partition in the Redis at `url`. Close it after use."""
+    """All keys of a node in the Redis at `url`, whatever their partition. Close it after use."""
 
     def __init__(self, url: str, keys: Keys, timeout_s: float) -> None:
         self._keys = keys
@@ -38,21 +38,24 @@ class DataSet:
     async def stored(self) -> Stored:
         """Count it. Raises Unavailable when Redis does not answer."""
         node, clock = await self._call("HMGET", self._keys.meta, "node", "clock")
-        keys = tuples = 0
+        keys = tuples = transactions = 0
         cursor = b"0"
         while True:
             cursor, names = await self._scan(cursor)
             keys += len(names)
             for name in names:
-                if name.startswith(self._keys.tuples("", "").encode()[:-1]):
+                text = name.decode(errors="replace")
+                of_it = self._keys.of(self._keys.partition_in(text))
+                if text.startswith(of_it.stored("")):
                     tuples += int(await self._call("HLEN", name))
+                elif text == of_it.feed:
+                    transactions += int(await self._call("XLEN", name))
             if cursor == b"0":
                 break
-        transactions = int(await self._call("XLEN", self._keys.feed))
         return Stored((node or b"").decode(), int(clock or 0), tuples, transactions, keys)
 
     async def empty(self) -> None:
-        """Delete every key. `meta` goes last: what is left of an interrupted one can be told."""
+        """Delete every key. A `meta` goes last: what is left of an interrupted one can be told."""
         cursor = b"0"
         while True:
             cursor, names = await self._scan(cursor)

@@ -6,7 +6,7 @@ import io
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from sidecar.api.native import app_listener, native_app
 from sidecar.api.watch import WatchLimits
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.topology import Node, NodeId, RegionId, ZoneId
+from sidecar.core.vector import Vector
 from sidecar.metrics import Metrics
 from sidecar.store.redis_store import RedisStore
 from tests.servers import RealValkey, free_ports
@@ -236,6 +237,23 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+@dataclass(frozen=True)
+class OnlyOne:
+    """The partition of everywhere, alone, which has lost nothing."""
+
+    store: RedisStore
+    tail: Tail
+
+    def of(self, tenant: str) -> "OnlyOne":
+        return self
+
+    def __iter__(self) -> Iterator["OnlyOne"]:
+        yield self
+
+    def lost_of(self, vector: Vector) -> str | None:
+        return None
+
+
 @contextlib.asynccontextmanager
 async def running_api(valkey: RealValkey, limits: WatchLimits | None = None) -> AsyncIterator[Api]:
     """A node on a free port, ended afterwards."""
@@ -258,8 +276,7 @@ async def running_api(valkey: RealValkey, limits: WatchLimits | None = None) -> 
         following = asyncio.create_task(tail.run())
         stack.push_async_callback(_cancelled, following)
         app = native_app(
-            store=store,
-            tail=tail,
+            OnlyOne(store, tail),
             node=node,
             health=lambda: (not health.get("reasons"), health),
             watch_limits=limits,

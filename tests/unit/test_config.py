@@ -428,7 +428,7 @@ def test_settings_do_not_change_once_read() -> None:
             "replication: {conflict_overrides: [{relation: banned, strategy: delete_wins}]}",
             "replication.conflict_overrides: overrides are",
         ),
-        ("replication: {tenants: {acme: {home: local}}}", "replication.tenants: homes and resid"),
+        ("replication: {tenants: {acme: {home: local}}}", "replication.tenants: homes of ten"),
         ("database: {dialect: openfga, url: 'http://h'}", "database: a database behind"),
     ],
 )

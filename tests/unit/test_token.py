@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.core.residency import GLOBAL, partition_of
 from sidecar.core.token import MAX_ORIGINS, MAX_TOKEN_BYTES, Token
 from sidecar.errors import Refused
 
@@ -13,7 +14,9 @@ NODES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
 INCARNATIONS = st.from_regex(r"[a-z0-9]{12}", fullmatch=True)
 ORIGINS = st.builds("{}.{}".format, NODES, INCARNATIONS)
 TIMES = st.integers(0, 2**53 - 1)
-TOKENS = st.builds(Token, NODES, TIMES, st.dictionaries(ORIGINS, TIMES, max_size=20))
+SETS = st.frozensets(NODES, min_size=1, max_size=3)
+PARTITIONS = st.just(GLOBAL) | st.builds(partition_of, SETS)
+TOKENS = st.builds(Token, NODES, TIMES, st.dictionaries(ORIGINS, TIMES, max_size=20), PARTITIONS)
 ONE = Token("node1", 1_790_000_000_000_000, {"node1.mwsgf5bo35gt": 1_790_000_000_000_000})
 TEXT_OF_ONE = "1bm9kZTF8MTc5MDAwMDAwMDAwMDAwMHxub2RlMS5td3NnZjVibzM1Z3Q6MTc5MDAwMDAwMDAwMDAwMA"
 
@@ -26,9 +29,18 @@ def is_refused(text: str) -> bool:
     return False
 
 
-def spelled(inner: str) -> str:
+def test_a_token_of_some_regions_names_their_partition() -> None:
+    of_eu = ONE._replace(partition=partition_of({"eu-central-1"}))
+    assert of_eu.encode() != ONE.encode()
+    assert Token.decode(of_eu.encode()) == of_eu
+    assert is_refused("2" + TEXT_OF_ONE[1:]), "a partition is missing"
+    for partition in ("global.0", "", "SET.0", "set", "set-1.0|x"):
+        assert is_refused(spelled(f"{partition}|node1|5|node1.a:5", kind="2")), partition
+
+
+def spelled(inner: str, kind: str = "1") -> str:
     """A token whose inside is this text."""
-    return "1" + base64.urlsafe_b64encode(inner.encode()).decode().rstrip("=")
+    return kind + base64.urlsafe_b64encode(inner.encode()).decode().rstrip("=")
 
 
 @given(TOKENS)
@@ -45,14 +57,15 @@ def test_the_format_is_the_one_that_clients_hold() -> None:
 
 @given(st.text(st.characters(codec=None)))
 def test_any_text_is_a_token_or_refused(text: str) -> None:
-    for spelling in (text, "1" + text):
+    for spelling in (text, "1" + text, "2" + text):
         assert is_refused(spelling) or Token.decode(spelling)
 
 
 @given(st.binary())
 def test_any_bytes_inside_are_a_token_or_refused(raw: bytes) -> None:
-    text = "1" + base64.urlsafe_b64encode(raw).decode().rstrip("=")
-    assert is_refused(text) or Token.decode(text)
+    inner = base64.urlsafe_b64encode(raw).decode().rstrip("=")
+    for text in ("1" + inner, "2" + inner):
+        assert is_refused(text) or Token.decode(text)
 
 
 @given(TOKENS, st.data())
