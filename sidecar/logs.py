@@ -3,10 +3,21 @@
 import json
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
 
+from sidecar.core.residency import GLOBAL
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+_partition: ContextVar[str] = ContextVar("partition", default=GLOBAL)
+
+
+def speak_of(partition: str) -> None:
+    """What this task, and those it begins, log from now on is about this partition."""
+    _partition.set(partition)
 
 
 def configure(level: str, form: Literal["text", "json"]) -> None:
@@ -17,7 +28,10 @@ def configure(level: str, form: Literal["text", "json"]) -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    # That of everywhere, for most the only one, goes without saying.
+    about = {} if (partition := _partition.get()) == GLOBAL else {"partition": partition}
+    return {**fields, **about}
 
 
 def _moment(record: logging.LogRecord) -> str:

@@ -7,6 +7,7 @@ goes to which partition, is the business of `app`.
 import random
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +27,7 @@ from sidecar.core.session import Party
 from sidecar.core.trim import Keep
 from sidecar.core.vector import Vector
 from sidecar.core.wire import FORMAT
+from sidecar.logs import speak_of
 from sidecar.metrics import Metrics
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
@@ -35,6 +37,8 @@ from sidecar.store.redis_store import PARTITIONS, RedisStore
 
 FEW_READERS = 2
 """A partition of some tenants is asked less: it needs fewer connections than that of all."""
+
+Loop = Callable[[], Coroutine[None, None, None]]
 
 
 class Partition:
@@ -148,7 +152,11 @@ class Partition:
         return self.peers.lost_of
 
     async def __aenter__(self) -> Self:
-        await self.store.__aenter__()
+        speak_of(self.name)
+        try:
+            await self.store.__aenter__()
+        finally:
+            speak_of(GLOBAL)
         return self
 
     async def __aexit__(
@@ -161,13 +169,18 @@ class Partition:
 
     def loops(self) -> tuple[Coroutine[None, None, None], ...]:
         """What runs as long as the node does."""
-        return (
-            self.tail.run(),
-            self.shipping.run(),
-            self._trimming.run(),
-            collect(self.store, self.peers, self._metrics),
-            self.scrub.run(),
+        loops: tuple[Loop, ...] = (
+            self.tail.run,
+            self.shipping.run,
+            self._trimming.run,
+            partial(collect, self.store, self.peers, self._metrics),
+            self.scrub.run,
         )
+        return tuple(map(self._speaking, loops))
+
+    async def _speaking(self, loop: Loop) -> None:
+        speak_of(self.name)
+        await loop()
 
 
 def now_us() -> int:

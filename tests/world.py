@@ -128,6 +128,7 @@ class Link:
         self._flows.set()
         self._ends: set[socket.socket] = set()
         self._guard = threading.Lock()
+        self._recorded: list[bytearray] | None = None
         self._listener = socket.create_server((HOST, port))
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._carriers: list[threading.Thread] = []
@@ -141,6 +142,13 @@ class Link:
                 _shut(end)
         self._broken.set()
         self._flows.set()
+
+    def record(self) -> list[bytearray]:
+        """Keep what travels over connections that are made from now on: one way each of a list
+        that grows with them.
+        """
+        self._recorded = []
+        return self._recorded
 
     def freeze(self) -> None:
         """Connections stand, new ones are accepted, and no byte arrives: a silent peer."""
@@ -206,6 +214,9 @@ class Link:
         self, source: socket.socket, sink: socket.socket, delay_s: Callable[[], float]
     ) -> None:
         """Read without waiting for the delay, so that many bytes can be on their way at once."""
+        record = bytearray()
+        if self._recorded is not None:
+            self._recorded.append(record)
         # Full means more than a real link would hold: the sender has to wait.
         on_the_way: queue.Queue[tuple[float, bytes]] = queue.Queue(maxsize=MAX_CHUNKS_ON_THE_WAY)
         delivery = threading.Thread(
@@ -218,6 +229,8 @@ class Link:
                 chunk = source.recv(65_536)
             except OSError:
                 chunk = b""
+            if self._recorded is not None:
+                record += chunk
             on_the_way.put((time.monotonic() + delay_s(), chunk))
         delivery.join()
 

@@ -14,6 +14,7 @@ from sidecar.core.session import Party, refuse
 from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame
 from sidecar.errors import Refused, SidecarError, ungrouped
 from sidecar.health import Health
+from sidecar.logs import speak_of
 from sidecar.peer.client import PATH
 from sidecar.peer.inspection import Inspection
 from sidecar.store.redis_store import RedisStore
@@ -56,6 +57,7 @@ class Receiver:
         self, socket: web.WebSocketResponse, hello: Mapping[str, object], remote: str
     ) -> None:
         """One session, from its hello to its end; remote: the address it comes from."""
+        speak_of(self._me.partition)
         session = Incoming(self._store, self._peers, self._intake, self._me, self._regions)
         try:
             await self._agree(session, socket, hello)
