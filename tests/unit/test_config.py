@@ -343,6 +343,10 @@ def test_a_mistake_in_the_seeds_file_is_named_with_its_path(
         ("replication: {tenants: {acme: {home: mars}}}", "tenants.acme.home: there is no region"),
         ("replication: {tenants: {acme: {regions: [mars]}}}", "tenants.acme.regions[0]: there is"),
         ("replication: {tenants: {acme: {regions: []}}}", "tenants.acme.regions: is empty"),
+        (
+            "replication: {strategy: primary_replica, tenants: {acme: {regions: [local]}}}",
+            "replication.tenants.acme.regions: has no place with primary_replica",
+        ),
         ("replication: {tenants: {'a b': {}}}", "replication.tenants.a b: is not 1"),
         ("a: 1\na: 2", "line 2, column 1: the key 'a' is there twice"),
         ("log:\n  level: info\n  level: error", "line 3, column 3: the key 'level' is there twice"),
@@ -438,6 +442,26 @@ def test_what_is_not_built_yet_loads_and_does_not_run(
     said = not_available(load(write(text), environ={}))
     assert said.startswith(complaint_is)
     assert said.endswith("not available in this release")
+
+
+def test_the_regions_of_a_tenant_need_paths_that_stay_within_them(write: Write) -> None:
+    """Nobody outside may relay for them."""
+    regions = [
+        {"id": r, "zones": [{"id": r, "nodes": [{"id": f"n-{r}", "endpoint": f"h-{r}:1"}]}]}
+        for r in "abc"
+    ]
+    star = {"a": ["b", "c"], "b": ["a"], "c": ["a"]}
+
+    def settings(*bound: str) -> str:
+        tenants = {"acme-*": {"regions": list(bound)}}
+        replication = {"regions": regions, "replication_targets": star, "tenants": tenants}
+        return yaml.safe_dump({"replication": {"local_region": "a", **replication}})
+
+    said = complaint(write(settings("b", "c")))
+    assert "tenants.acme-*.regions: writes of b would never reach c within b, c: " in said
+    config = load(write(settings("a", "c")), environ={})
+    check_runnable(config)
+    assert list(config.residency.sets.values()) == [("a", "c")]
 
 
 def test_a_ring_of_regions_runs_and_its_nodes_relay(write: Write) -> None:

@@ -85,6 +85,24 @@ async def test_a_node_without_its_targets_is_degraded_and_serves(valkey_url: str
         assert await status_of(health) == 200
 
 
+async def test_a_partition_that_does_not_serve_degrades_the_node_and_no_more(
+    valkey_url: str,
+) -> None:
+    """The others are independent of it; what is the same for all is said once."""
+    target = Target("eu1", "127.0.0.1:1")
+    async with opened(valkey_url) as store:
+        alone = Health(NODE, store_at("unix:///nowhere/valkey.sock"), [target])
+        health = Health(NODE, store, [target], restricted={"eu-central-1, us-west-1": alone})
+        is_serving, shown = health.check()
+        assert is_serving
+        assert shown["status"] == "degraded"
+        assert shown["reasons"] == [
+            "target eu1 is not connected: no session yet",
+            "tenants of eu-central-1, us-west-1: store: Redis has not answered yet",
+        ]
+        assert await status_of(health) == 200
+
+
 async def test_a_node_alone_is_healthy(valkey_url: str) -> None:
     async with opened(valkey_url) as store:
         assert Health(NODE, store, []).check()[1]["status"] == "healthy"

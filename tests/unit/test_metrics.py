@@ -166,6 +166,42 @@ def test_batches_of_every_legal_size_have_a_bucket(changes: int, bound: str) -> 
     assert list(buckets)[-2:] == ["10000.0", "+Inf"]
 
 
+def test_the_partitions_of_a_node_are_told_together() -> None:
+    """A target is as well as the worst of its sessions, and what waits is summed up."""
+    node = Metrics()
+    everywhere, some = node.of("global.0"), node.of("set-1.0")
+    everywhere.has_targets({"eu1": lambda: 5.0, "ap1": lambda: 1.0})
+    some.has_targets({"eu1": lambda: 9.0})
+    for target in ("eu1", "ap1"):
+        everywhere.connected(target, True)
+    names = shown(node)
+    assert names[PREFIX + "targets_total"] == 2
+    assert names[PREFIX + "targets_connected"] == 1, "one session with eu1 is missing"
+    assert names[PREFIX + 'target_connected{target="eu1"}'] == 0
+    assert names[PREFIX + 'target_lag_milliseconds{target="eu1"}'] == 9
+    assert names[PREFIX + "lag_milliseconds"] == 9
+    some.connected("eu1", True)
+    for part, number in ((everywhere, 3), (some, 4)):
+        part.trimmed(1, left=number)
+        part.parked(number)
+        part.unsettled(number, "ap1" if part is everywhere else "eu1")
+        part.acknowledged("eu1", number, 0.1)
+    some.unreachable("eu1", True)
+    some.transferring("eu1", 0.25)
+    names = shown(node)
+    assert names[PREFIX + "targets_connected"] == 2
+    assert names[PREFIX + "changes_total"] == 7
+    for name in ("feed_entries", "parked_transactions", "unsettled_tuples"):
+        assert names[f"inferadb_sidecar_{name}"] == 7, name
+    assert names["inferadb_sidecar_feed_trimmed_total"] == 2
+    for held_by in ("ap1", "eu1"):
+        assert names[f'inferadb_sidecar_collection_held_by{{node="{held_by}"}}'] == 1
+    assert names[PREFIX + 'target_unreachable{target="eu1"}'] == 1
+    assert names[PREFIX + 'target_transfer_ratio{target="eu1"}'] == 0.25
+    some.unsettled(0, None)
+    assert 'held_by{node="eu1"}' not in node.render().decode()
+
+
 def test_two_nodes_of_one_process_count_apart() -> None:
     us, eu = Metrics(), Metrics()
     us.wrote()
