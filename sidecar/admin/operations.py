@@ -83,9 +83,9 @@ class Operations:
         return self._answers.json(compact(shown))
 
     async def _list_parked(self, _: web.Request) -> web.Response:
-        """The transactions that wait, one of each origin."""
+        """The transactions that wait, one of each origin; those of bound tenants say which."""
         rows = [
-            {**row, "partition": one.name}
+            row if one.regions is None else {**row, "partition": one.name}
             for one in self._partitions
             for row in parked_rows(await one.store.parked())
         ]
