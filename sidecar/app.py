@@ -16,10 +16,12 @@ from sidecar import logs
 from sidecar.admin.conflicts import ConflictLog
 from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
+from sidecar.agent.probe import Probes
 from sidecar.api.answers import Answers
 from sidecar.api.listener import AppListener
-from sidecar.api.native import app_listener, native_app
+from sidecar.api.native import app_listener, native_app, serve_forwarded
 from sidecar.config import Address, Config
+from sidecar.core.router import Router
 from sidecar.endings import end
 from sidecar.errors import Refused, Unavailable, ungrouped
 from sidecar.health import Health
@@ -27,6 +29,7 @@ from sidecar.metrics import Metrics
 from sidecar.partition import Partition
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
+from sidecar.peer.forward import Forwarder
 from sidecar.peer.inspection import Inspection
 from sidecar.peer.server import peer_app
 from sidecar.store.embedded import EmbeddedValkey
@@ -65,29 +68,38 @@ async def _serve(
     partition = await stack.enter_async_context(Partition(config, url, metrics, dialler, calls))
     store, peers, shipping = partition.store, partition.peers, partition.shipping
     health = Health(node, store, shipping.targets, partition.scrub.reasons)
+    others = [other for other in config.topology.nodes() if other.id != node.id]
+    probes = Probes(others, calls, health.seen_by_router)
+    router = Router(config.topology, node.id, probes.health_of, tenants=config.tenants)
+    forwarder = await stack.enter_async_context(
+        Forwarder(router, config.topology, node.id, probes.doubt)
+    )
     native = native_app(
-        store=store, tail=partition.tail, node=node, health=health.check, lost_of=peers.lost_of
+        store=store,
+        tail=partition.tail,
+        node=node,
+        health=health.check,
+        lost_of=peers.lost_of,
+        routed=forwarder.routed,
     )
 
     answers = Answers(node)
     operations = Operations(node, store, peers, shipping, answers)
     admin = admin_app(metrics, health, ConflictLog(store, answers), operations)
     inspection = Inspection(partition.digests, partition.me, answers)
+    peer = peer_app(partition.receiver, health, inspection)
+    serve_forwarded(peer, native)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
         ("admin", config.admin_address, AppListener(admin, answers)),
         (
             "peer",
             config.peer_address,
-            web.AppRunner(
-                peer_app(partition.receiver, health, inspection),
-                access_log=None,
-                shutdown_timeout=2.0,
-            ),
+            web.AppRunner(peer, access_log=None, shutdown_timeout=2.0),
         ),
     ]
     for name, address, runner in listeners:
         await stack.enter_async_context(_listening(name, address, runner))
-    await stack.enter_async_context(_running(loops, *partition.loops()))
+    await stack.enter_async_context(_running(loops, *partition.loops(), probes.run()))
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
     stack.push_async_callback(shipping.hand_over, min(2.0, config.drain_timeout_s))

@@ -109,14 +109,7 @@ def consistency_of(headers: Headers) -> Consistency | None:
                 "X-Consistency-Timeout-Ms is a whole number of milliseconds from 0 to "
                 f"{MAX_CONSISTENCY_TIMEOUT_MS}",
             )
-    if mode == "origin":
-        raise Refused(
-            "not_available",
-            "X-Consistency: origin is not available in this version, because requests are not "
-            "forwarded; send fail or leave the header out, and ask the node that gave the token",
-            501,
-        )
-    if mode != "fail":
+    if mode not in {"fail", "origin"}:
         raise Refused("invalid_header", "X-Consistency is fail or origin")
     token = _only(headers, "X-Revision-Token")
     return None if token is None else Consistency(Token.decode(token), timeout_ms / 1000)

@@ -12,10 +12,11 @@ from aiohttp import hdrs, web
 
 from sidecar.agent.tail import Tail
 from sidecar.api import bodies, cursors, headers
-from sidecar.api.answers import Answers, compact, relationship_json
+from sidecar.api.answers import Answers, Route, compact, relationship_json
 from sidecar.api.listener import AppListener
 from sidecar.api.watch import Watch, WatchLimits
 from sidecar.core.relationship import Change, Relationship
+from sidecar.core.router import RequestType
 from sidecar.core.token import Token
 from sidecar.core.topology import Node
 from sidecar.core.vector import Vector
@@ -26,9 +27,13 @@ from sidecar.store.redis_store import RedisStore
 Health = Callable[[], tuple[bool, Mapping[str, Any]]]
 """Whether this node serves, and the fields of the health answer (`reasons`: a list, if not)."""
 
+Routed = Callable[[RequestType, Route], Route]
+"""A call as it is, or another that lets the right node serve it."""
+
 LostOf = Callable[[Vector], str | None]
 """An origin of which a vector names writes that no node has any more."""
 
+READ, WRITE = RequestType.READ, RequestType.WRITE
 DEFAULT_LIST_LIMIT = 1000
 LIST_BUDGET_S = 1.0
 """How long one `list` goes on collecting pages; then it answers with what it has and a cursor."""
@@ -37,6 +42,7 @@ WALK_LIMIT_S = 30.0
 """How long one `delete` by filter may search; then it deletes nothing and answers 503."""
 
 ANSWERS: Final = web.AppKey("answers", Answers)
+CALLS: Final = web.AppKey("calls", dict)
 
 
 def native_app(
@@ -47,26 +53,35 @@ def native_app(
     health: Health,
     watch_limits: WatchLimits | None = None,
     lost_of: LostOf = lambda vector: None,
+    routed: Routed = lambda _, route: route,
 ) -> web.Application:
-    """The application of the app listener; serve it with `app_listener`."""
+    """The application of the app listener; serve it with `app_listener`.
+
+    routed: lets another node serve a call where this one does not.
+    """
     answers = Answers(node)
     native = Native(store, answers, lost_of)
     watch = Watch(store, tail, answers, watch_limits or WatchLimits())
     app = web.Application(client_max_size=bodies.MAX_BODY_BYTES)
     app[ANSWERS] = answers
-    routes = {
-        ("POST", "/access/v1/relationships/write"): native.write_relationships,
-        ("POST", "/access/v1/relationships/delete"): native.delete_relationships,
-        ("POST", "/access/v1/relationships/update"): native.update_relationships,
-        ("POST", "/access/v1/relationships/list"): native.list_relationships,
-        ("POST", "/access/v1/evaluation"): native.evaluate,
-        ("POST", "/access/v1/watch"): watch.stream,
-        ("GET", "/access/v1/tenants"): native.list_tenants,
-        ("GET", "/health"): _health_route(answers, node, health),
+    calls = {
+        ("POST", "/access/v1/relationships/write"): (WRITE, native.write_relationships),
+        ("POST", "/access/v1/relationships/delete"): (WRITE, native.delete_relationships),
+        ("POST", "/access/v1/relationships/update"): (WRITE, native.update_relationships),
+        ("POST", "/access/v1/relationships/list"): (READ, native.list_relationships),
+        ("POST", "/access/v1/evaluation"): (READ, native.evaluate),
+        ("POST", "/access/v1/watch"): (READ, watch.stream),
+        ("GET", "/access/v1/tenants"): (READ, native.list_tenants),
     }
+    routes: dict[tuple[str, str], Route] = {
+        place: answers.guarded(routed(request_type, call))
+        for place, (request_type, call) in calls.items()
+    }
+    routes["GET", "/health"] = _health_route(answers, node, health)
+    app[CALLS] = {place: answers.guarded(call) for place, (_, call) in calls.items()}
     expect = _expect_route(answers)
     for (method, path), route in routes.items():
-        app.router.add_route(method, path, answers.guarded(route), expect_handler=expect)
+        app.router.add_route(method, path, route, expect_handler=expect)
         # Routes of our own for what aiohttp would answer in plain text; no middleware, which every
         # request would pay for.
         refuse = _refuse_method(answers, method, path)
@@ -80,6 +95,12 @@ def native_app(
 def app_listener(app: web.Application, **options: Any) -> AppListener:
     """The runner that serves an application of `native_app`; options are AppRunner's."""
     return AppListener(app, app[ANSWERS], **options)
+
+
+def serve_forwarded(peer: web.Application, native: web.Application) -> None:
+    """Serve the calls of `native` to other nodes as well; from here nothing is forwarded again."""
+    for (method, path), call in native[CALLS].items():
+        peer.router.add_route(method, path, call)
 
 
 class Native:
