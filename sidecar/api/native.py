@@ -64,17 +64,18 @@ def native_app(
     watch = Watch(store, tail, answers, watch_limits or WatchLimits())
     app = web.Application(client_max_size=bodies.MAX_BODY_BYTES)
     app[ANSWERS] = answers
-    calls = {
+    calls: dict[tuple[str, str], tuple[RequestType | None, Route]] = {
         ("POST", "/access/v1/relationships/write"): (WRITE, native.write_relationships),
         ("POST", "/access/v1/relationships/delete"): (WRITE, native.delete_relationships),
         ("POST", "/access/v1/relationships/update"): (WRITE, native.update_relationships),
         ("POST", "/access/v1/relationships/list"): (READ, native.list_relationships),
         ("POST", "/access/v1/evaluation"): (READ, native.evaluate),
-        ("POST", "/access/v1/watch"): (READ, watch.stream),
+        # Its cursors belong to this node: elsewhere a watcher could not go on.
+        ("POST", "/access/v1/watch"): (None, watch.stream),
         ("GET", "/access/v1/tenants"): (READ, native.list_tenants),
     }
     routes: dict[tuple[str, str], Route] = {
-        place: answers.guarded(routed(request_type, call))
+        place: answers.guarded(routed(request_type, call) if request_type else call)
         for place, (request_type, call) in calls.items()
     }
     routes["GET", "/health"] = _health_route(answers, node, health)

@@ -7,6 +7,7 @@ Pure decisions: how nodes are is told to it, and what it decides is carried out 
 import itertools
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from hashlib import blake2b
 from typing import NamedTuple
 
 from sidecar.core.tenants import Tenants, not_here
@@ -77,6 +78,18 @@ class Router:
         if node is None:
             raise self.nobody(request, tenant)
         return RoutingDecision(node.region, node.id, node.endpoint)
+
+    def only_node(self, tenant: str, key: str) -> Node:
+        """The one node that may serve a write with this idempotency key.
+
+        Another one does not know whether it was carried out already, and could bring back what was
+        deleted since. So it does not depend on who is healthy.
+        """
+        home = self.home(RequestType.WRITE, tenant)
+        if home is None or home == self._here.region:
+            return self._here
+        nodes = self._topology.region(home).nodes()
+        return max(nodes, key=lambda node: blake2b(f"{key}/{node.id}".encode()).digest())
 
     def is_here(self, request: RequestType, tenant: str = "") -> bool:
         """Whether this node serves a request itself: the usual case, decided without a search."""

@@ -6,7 +6,7 @@ been decided by `core/router.py`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -121,7 +121,7 @@ class Forwarder:
         failure: SidecarError | None = None,
     ) -> web.StreamResponse:
         """Ask the nodes that may serve it, in turn; failure: why it is not served here."""
-        for node in self._router.candidates(request_type, tenant):
+        for node in self._candidates(request, request_type, tenant):
             if node.id == self._here:
                 continue
             try:
@@ -132,6 +132,14 @@ class Forwarder:
                 self._doubt(node.id)
                 failure = failure or unavailable
         raise failure or self._router.nobody(request_type, tenant)
+
+    def _candidates(
+        self, request: web.Request, request_type: RequestType, tenant: str
+    ) -> Iterable[Node]:
+        key = request.headers.get("Idempotency-Key")
+        if key is None or request_type is RequestType.READ:
+            return self._router.candidates(request_type, tenant)
+        return [self._router.only_node(tenant, key)]
 
     async def _to(
         self, node: Node, request: web.Request, request_type: RequestType
