@@ -26,16 +26,16 @@ class _Standing:
     def __init__(self) -> None:
         self.health = NodeHealth.HEALTHY
         self.wake = asyncio.Event()
-        self._is_known = False
+        self.is_known = False
         self._failures = 0
 
     def note(self, health: NodeHealth) -> bool:
         """Take in the result of a probe; whether the node has changed by it."""
         before = self.health
         self._failures = self._failures + 1 if health is NodeHealth.UNREACHABLE else 0
-        if not self._failures or self._failures >= FAILURES or not self._is_known:
+        if not self._failures or self._failures >= FAILURES or not self.is_known:
             self.health = health
-        self._is_known = True
+        self.is_known = True
         return self.health is not before
 
 
@@ -97,11 +97,14 @@ class Probes:
         return NodeHealth.HEALTHY if is_whole else NodeHealth.DEGRADED, ""
 
     def _note(self, node: NodeId, health: NodeHealth, reason: str) -> None:
-        before = self._standing[node].health
-        if not self._standing[node].note(health) or NodeHealth.UNREACHABLE not in (before, health):
+        standing = self._standing[node]
+        before, was_known = standing.health, standing.is_known
+        if not standing.note(health) or NodeHealth.UNREACHABLE not in (before, health):
             return
         if health is NodeHealth.UNREACHABLE:
-            log.warning(
+            log.log(
+                # Nodes that are started together find each other starting.
+                logging.WARNING if was_known else logging.INFO,
                 "a node does not serve: requests go elsewhere",
                 extra={"peer": node, "reason": reason},
             )
