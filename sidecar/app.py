@@ -69,10 +69,16 @@ async def _serve(
     store, peers, shipping = partition.store, partition.peers, partition.shipping
     health = Health(node, store, shipping.targets, partition.scrub.reasons)
     others = [other for other in config.topology.nodes() if other.id != node.id]
-    probes = Probes(others, calls, health.seen_by_router)
+    probes = Probes(others, calls, health.seen_by_router, metrics)
     router = Router(config.topology, node.id, probes.health_of, tenants=config.tenants)
     forwarder = await stack.enter_async_context(
-        Forwarder(router, config.topology, node.id, probes.doubt)
+        Forwarder(
+            router,
+            config.topology,
+            node.id,
+            doubt=probes.doubt,
+            forwarded=metrics.forwarded,
+        )
     )
     native = native_app(
         store=store,
@@ -84,7 +90,7 @@ async def _serve(
     )
 
     answers = Answers(node)
-    operations = Operations(node, store, peers, shipping, answers)
+    operations = Operations(node, store, peers, shipping, answers, probes=probes)
     admin = admin_app(metrics, health, ConflictLog(store, answers), operations)
     inspection = Inspection(partition.digests, partition.me, answers)
     peer = peer_app(partition.receiver, health, inspection)

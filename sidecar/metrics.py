@@ -99,6 +99,17 @@ class Metrics:
             "inferadb_sidecar_store_full",
             "1 while writes of applications are refused because Redis is near its maxmemory",
         )
+        self._forwarded = Counter(
+            "inferadb_sidecar_forwarded_requests_total",
+            "Requests of applications that were handed to this node",
+            ("target",),
+            registry=registry,
+        )
+        self._node_health = gauge(
+            "inferadb_sidecar_node_health",
+            "How another node is as this one sees it: 2 healthy, 1 degraded, 0 unreachable",
+            "target",
+        )
         self._resync_suggested = gauge(
             "inferadb_replication_resync_suggested",
             "1 while the feed no longer has what this target needs next",
@@ -172,6 +183,14 @@ class Metrics:
             self._target_changes.labels(target)
             self._target_failures.labels(target)
         self._lag.set_function(lambda: max((lag() for lag in targets.values()), default=0.0))
+
+    def forwarded(self, target: str) -> None:
+        """A request was handed to another node."""
+        self._forwarded.labels(target).inc()
+
+    def node_health(self, target: str, level: int) -> None:
+        """How another node is: 2 healthy, 1 degraded, 0 unreachable."""
+        self._node_health.labels(target).set(level)
 
     def wrote(self) -> None:
         """A write request was accepted."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from sidecar.core.router import NodeHealth
 from sidecar.core.topology import Node, NodeId
 from sidecar.errors import SidecarError
+from sidecar.metrics import Metrics
 from sidecar.peer.calls import PeerCalls
 
 log = logging.getLogger(__name__)
@@ -18,6 +19,9 @@ INTERVAL_S = 1.0
 TIMEOUT_S = 2.0
 FAILURES = 2
 """So many in a row make a node unreachable: a lost packet does not."""
+
+
+LEVELS = {NodeHealth.HEALTHY: 2, NodeHealth.DEGRADED: 1, NodeHealth.UNREACHABLE: 0}
 
 
 class _Standing:
@@ -50,17 +54,23 @@ class Probes:
         others: Iterable[Node],
         calls: PeerCalls,
         own: Callable[[], NodeHealth],
+        metrics: Metrics,
         *,
         interval_s: float = INTERVAL_S,
     ) -> None:
         self._others = {node.id: node for node in others}
         self._calls, self._own, self._interval_s = calls, own, interval_s
+        self._metrics = metrics
         self._standing = {node: _Standing() for node in self._others}
 
     def health_of(self, node: NodeId) -> NodeHealth:
         """How a node is."""
         standing = self._standing.get(node)
         return self._own() if standing is None else standing.health
+
+    def seen(self) -> dict[str, str]:
+        """The health of every other node, as a word."""
+        return {node: standing.health.value for node, standing in self._standing.items()}
 
     def doubt(self, node: NodeId) -> None:
         """A request or a session could not reach a node: that counts as a probe, and ask it now."""
@@ -99,7 +109,9 @@ class Probes:
     def _note(self, node: NodeId, health: NodeHealth, reason: str) -> None:
         standing = self._standing[node]
         before, was_known = standing.health, standing.is_known
-        if not standing.note(health) or NodeHealth.UNREACHABLE not in (before, health):
+        has_changed = standing.note(health)
+        self._metrics.node_health(node, LEVELS[standing.health])
+        if not has_changed or NodeHealth.UNREACHABLE not in (before, health):
             return
         if health is NodeHealth.UNREACHABLE:
             log.log(

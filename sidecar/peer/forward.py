@@ -35,7 +35,7 @@ HOP_BY_HOP: Final = frozenset(
 )
 """What is not passed back of an answer: it is about the link, or made anew."""
 
-NOT_SERVED: Final = frozenset({"store_unavailable", "starting", "catching_up"})
+NOT_SERVED: Final = frozenset({"store_unavailable", "starting", "catching_up", "node_removed"})
 """Refusals of a node that does not serve: nothing has happened there."""
 
 CONNECT_S = 2.0
@@ -49,7 +49,7 @@ SMALL_BYTES = 256 * 1024
 class Forwarder:
     """Serves requests here or elsewhere. Use as an async context manager.
 
-    doubt: told of a node that could not be reached.
+    doubt: told of a node that could not be reached. forwarded: told of a node that was asked.
     """
 
     def __init__(
@@ -57,12 +57,13 @@ class Forwarder:
         router: Router,
         topology: Topology,
         here: NodeId,
-        doubt: Callable[[NodeId], None],
         *,
+        doubt: Callable[[NodeId], None],
+        forwarded: Callable[[NodeId], None],
         connect_s: float = CONNECT_S,
     ) -> None:
         self._router, self._topology, self._here = router, topology, here
-        self._doubt, self._connect_s = doubt, connect_s
+        self._doubt, self._forwarded, self._connect_s = doubt, forwarded, connect_s
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -147,6 +148,7 @@ class Forwarder:
         """The answer of a node. Raises Unavailable where the node has not served the request."""
         headers = {name: request.headers[name] for name in PASSED if name in request.headers}
         body = await request.read()
+        self._forwarded(node.id)
         url = f"http://{node.endpoint}{request.path_qs}"
         try:
             answer = await self._session.request(

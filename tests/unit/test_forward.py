@@ -36,6 +36,7 @@ class Deployment:
     there: dict[str, Handler] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     doubted: list[str] = field(default_factory=list)
+    forwarded: list[str] = field(default_factory=list)
     begin: Callable[[str], Awaitable[None]] | None = None
 
     async def let_serve(self, **handlers: Handler) -> None:
@@ -84,7 +85,9 @@ async def made() -> AsyncIterator[Deployment]:
             return deployment.health.get(node, NodeHealth.HEALTHY)
 
         router = Router(topology, NodeId("n1"), health_of)
-        forwarder = Forwarder(router, topology, NodeId("n1"), deployment.doubted.append)
+        forwarder = Forwarder(
+            router, topology, NodeId("n1"), deployment.doubted.append, deployment.forwarded.append
+        )
         await stack.enter_async_context(forwarder)
         answers = Answers(topology.node("n1"))
         app = web.Application()
@@ -189,6 +192,7 @@ async def test_who_cannot_be_reached_is_passed_over(made: Deployment, path: str)
     await made.let_serve(n3=says("theirs", X_Served_By="r3/n3"))
     assert await made.ask(path) == (200, "r3/n3", b"theirs")
     assert made.doubted == ["n2"]
+    assert made.forwarded == ["n2", "n3"]
 
 
 @pytest.mark.parametrize("code", ["store_unavailable", "starting", "catching_up"])
