@@ -86,7 +86,11 @@ async def made() -> AsyncIterator[Deployment]:
 
         router = Router(topology, NodeId("n1"), health_of)
         forwarder = Forwarder(
-            router, topology, NodeId("n1"), deployment.doubted.append, deployment.forwarded.append
+            router,
+            topology,
+            NodeId("n1"),
+            doubt=deployment.doubted.append,
+            forwarded=deployment.forwarded.append,
         )
         await stack.enter_async_context(forwarder)
         answers = Answers(topology.node("n1"))
