@@ -1,0 +1,75 @@
+"""The programming interface: the names of InferaDB's multi-region replication, in Python.
+
+Each name is imported when it is first asked for, so that the command line stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sidecar.core.conflict import ConflictResolutionStrategy
+    from sidecar.core.relationship import Operation, Relationship
+    from sidecar.core.topology import (
+        NodeId,
+        RegionId,
+        ReplicationStrategy,
+        Topology,
+        TopologyBuilder,
+        TopologyError,
+        ZoneId,
+    )
+    from sidecar.errors import Broken, Refused, SidecarError, Unavailable
+    from sidecar.library.change import Change
+    from sidecar.library.changes import ChangeFeed, ChangeStream
+    from sidecar.library.conflicts import Conflict, ConflictResolver, Resolution, Side, Why
+
+__all__ = [
+    "Broken",
+    "Change",
+    "ChangeFeed",
+    "ChangeStream",
+    "Conflict",
+    "ConflictResolutionStrategy",
+    "ConflictResolver",
+    "NodeId",
+    "Operation",
+    "Refused",
+    "RegionId",
+    "Relationship",
+    "ReplicationStrategy",
+    "Resolution",
+    "Side",
+    "SidecarError",
+    "Topology",
+    "TopologyBuilder",
+    "TopologyError",
+    "Unavailable",
+    "Why",
+    "ZoneId",
+]
+
+if not TYPE_CHECKING:  # a type checker would take it for a module that has every name
+    _NAMES = {
+        "sidecar.core.conflict": ("ConflictResolutionStrategy",),
+        "sidecar.core.relationship": ("Operation", "Relationship"),
+        "sidecar.core.topology": (
+            *("NodeId", "RegionId", "ReplicationStrategy", "Topology", "TopologyBuilder"),
+            *("TopologyError", "ZoneId"),
+        ),
+        "sidecar.errors": ("Broken", "Refused", "SidecarError", "Unavailable"),
+        "sidecar.library.change": ("Change",),
+        "sidecar.library.changes": ("ChangeFeed", "ChangeStream"),
+        "sidecar.library.conflicts": (
+            *("Conflict", "ConflictResolver", "Resolution", "Side", "Why"),
+        ),
+    }
+    _HOMES = {name: home for home, names in _NAMES.items() for name in names}
+
+    def __getattr__(name):
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return found
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
