@@ -5,8 +5,6 @@ but the command line.
 import asyncio
 import gc
 import logging
-import random
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -18,33 +16,20 @@ from sidecar import logs
 from sidecar.admin.conflicts import ConflictLog
 from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
-from sidecar.agent.collect import collect
-from sidecar.agent.digests import Digests
-from sidecar.agent.peers import Peers
-from sidecar.agent.scrub import Scrub
-from sidecar.agent.ship import Retries, Shipping, Target
-from sidecar.agent.tail import Tail
-from sidecar.agent.trim import Trimming
 from sidecar.api.answers import Answers
 from sidecar.api.listener import AppListener
 from sidecar.api.native import app_listener, native_app
 from sidecar.config import Address, Config
-from sidecar.core.conflict import Rules
-from sidecar.core.routing import carried, neighbours
-from sidecar.core.sender import Limits
-from sidecar.core.session import Party
-from sidecar.core.trim import Keep
-from sidecar.core.wire import FORMAT
 from sidecar.endings import end
 from sidecar.errors import Refused, Unavailable, ungrouped
 from sidecar.health import Health
 from sidecar.metrics import Metrics
+from sidecar.partition import Partition
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
 from sidecar.peer.inspection import Inspection
-from sidecar.peer.server import Receiver, peer_app
+from sidecar.peer.server import peer_app
 from sidecar.store.embedded import EmbeddedValkey
-from sidecar.store.redis_store import PARTITIONS, RedisStore
 
 log = logging.getLogger(__name__)
 
@@ -70,113 +55,39 @@ async def run_node(
 async def _serve(
     config: Config, stack: AsyncExitStack, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
-    node, topology, replication = config.this_node, config.topology, config.replication
-    agent = replication.agent
-    timeout_s = float(agent.request_timeout_secs)
-    regions = {str(n.id): str(n.region) for n in topology.nodes()}
-    rules = Rules.of(replication.conflict_resolution, replication.region_priorities, regions)
-
+    node = config.this_node
+    timeout_s = float(config.replication.agent.request_timeout_secs)
     loops = await stack.enter_async_context(asyncio.TaskGroup())
     url = await _redis_url(config, stack, loops)
     metrics = Metrics()
-    store = await stack.enter_async_context(
-        RedisStore(
-            url,
-            prefix=config.redis.prefix,
-            node=node.id,
-            rules=rules,
-            metrics=metrics,
-            now_us=_now_us,
-            random_bits=random.SystemRandom().getrandbits,
-            has_peers=len(regions) > 1,
-            max_clock_skew_ms=replication.max_clock_skew_ms,
-            timeout_s=timeout_s,
-        )
-    )
-    me = Party(
-        node=node.id,
-        region=node.region,
-        partition=store.keys.partition,
-        partitions=PARTITIONS,
-        format=FORMAT,
-        rules=rules.fingerprint,
-    )
-    tail = Tail(store, agent.buffer_size)
     dialler = await stack.enter_async_context(Dialler(timeout_s))
-    graph = {str(n.id): [str(t.id) for t in topology.targets_of(n.id)] for n in topology.nodes()}
-    peers = Peers(
-        store,
-        node.id,
-        regions,
-        _monotonic_us,
-        neighbours(graph, node.id),
-        wall_us=_now_us,
-        max_ahead_us=replication.max_clock_skew_ms * 1000,
-    )
-    shipping = Shipping(
-        store,
-        tail,
-        dialler,
-        peers,
-        [
-            Target(target.id, target.endpoint, carried(graph, node.id, target.id))
-            for target in topology.targets_of(node.id)
-        ],
-        me=me,
-        limits=Limits(replication.window, agent.batch_size, int(timeout_s * 1e6)),
-        retries=Retries(
-            agent.max_retries, agent.retry_delay_ms / 1000, replication.probe_interval_max_s
-        ),
-        metrics=metrics,
-        now_us=_now_us,
-    )
-    trimming = Trimming(
-        store,
-        [target.node for target in shipping.targets],
-        Keep(replication.feed_retention_s * 1_000_000, replication.feed_max_entries),
-        held=shipping.held,
-        metrics=metrics,
-        now_us=_now_us,
-    )
-    digests = Digests(store)
     calls = await stack.enter_async_context(PeerCalls(timeout_s))
-    scrub = Scrub(
-        store,
-        digests,
-        calls,
-        peers,
-        shipping.targets,
-        me=me,
-        interval_s=replication.anti_entropy_interval_s,
-        metrics=metrics,
-    )
-    health = Health(node, store, shipping.targets, scrub.reasons)
-    receiver = Receiver(store, peers, me, regions, timeout_s)
+    partition = await stack.enter_async_context(Partition(config, url, metrics, dialler, calls))
+    store, peers, shipping = partition.store, partition.peers, partition.shipping
+    health = Health(node, store, shipping.targets, partition.scrub.reasons)
     native = native_app(
-        store=store, tail=tail, node=node, health=health.check, lost_of=peers.lost_of
+        store=store, tail=partition.tail, node=node, health=health.check, lost_of=peers.lost_of
     )
 
     answers = Answers(node)
     operations = Operations(node, store, peers, shipping, answers)
     admin = admin_app(metrics, health, ConflictLog(store, answers), operations)
-    inspection = Inspection(digests, me, answers)
+    inspection = Inspection(partition.digests, partition.me, answers)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
         ("admin", config.admin_address, AppListener(admin, answers)),
         (
             "peer",
             config.peer_address,
             web.AppRunner(
-                peer_app(receiver, health, inspection), access_log=None, shutdown_timeout=2.0
+                peer_app(partition.receiver, health, inspection),
+                access_log=None,
+                shutdown_timeout=2.0,
             ),
         ),
     ]
     for name, address, runner in listeners:
         await stack.enter_async_context(_listening(name, address, runner))
-    parts = (
-        *(tail.run(), shipping.run(), trimming.run()),
-        *(collect(store, peers, metrics), scrub.run()),
-    )
-    await stack.enter_async_context(_running(loops, *parts))
+    await stack.enter_async_context(_running(loops, *partition.loops()))
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
     stack.push_async_callback(shipping.hand_over, min(2.0, config.drain_timeout_s))
@@ -263,11 +174,3 @@ async def _listening(name: str, address: Address, runner: web.AppRunner) -> Asyn
 
 def _is_loopback(host: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
-
-
-def _monotonic_us() -> int:
-    return time.monotonic_ns() // 1000
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
