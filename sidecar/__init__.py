@@ -19,6 +19,12 @@ if TYPE_CHECKING:
         ZoneId,
     )
     from sidecar.errors import Broken, Refused, SidecarError, Unavailable
+    from sidecar.library.agent import (
+        ReplicationAgent,
+        ReplicationConfig,
+        ReplicationStats,
+        open_store,
+    )
     from sidecar.library.change import Change
     from sidecar.library.changes import ChangeFeed, ChangeStream
     from sidecar.library.conflicts import Conflict, ConflictResolver, Resolution, Side, Why
@@ -36,6 +42,9 @@ __all__ = [
     "Refused",
     "RegionId",
     "Relationship",
+    "ReplicationAgent",
+    "ReplicationConfig",
+    "ReplicationStats",
     "ReplicationStrategy",
     "Resolution",
     "Side",
@@ -46,6 +55,7 @@ __all__ = [
     "Unavailable",
     "Why",
     "ZoneId",
+    "open_store",
 ]
 
 if not TYPE_CHECKING:  # a type checker would take it for a module that has every name
@@ -57,6 +67,9 @@ if not TYPE_CHECKING:  # a type checker would take it for a module that has ever
             *("TopologyError", "ZoneId"),
         ),
         "sidecar.errors": ("Broken", "Refused", "SidecarError", "Unavailable"),
+        "sidecar.library.agent": (
+            *("ReplicationAgent", "ReplicationConfig", "ReplicationStats", "open_store"),
+        ),
         "sidecar.library.change": ("Change",),
         "sidecar.library.changes": ("ChangeFeed", "ChangeStream"),
         "sidecar.library.conflicts": (

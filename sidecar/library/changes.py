@@ -186,9 +186,14 @@ class StoreFeed(ChangeFeed):
         self._stack.push_async_callback(end, [group.create_task(self.tail.run())])
         return self
 
-    async def __aexit__(self, *failure: Any) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any
+    ) -> None:
         self.close()
-        await self._stack.__aexit__(*failure)
+        if isinstance(error, Exception):
+            # The caller's own: in a task group it would come out as a group.
+            kind = error = traceback = None
+        await self._stack.__aexit__(kind, error, traceback)
 
 
 class _Reading(ChangeStream):
