@@ -6,7 +6,6 @@ became visible on its node is `FeedEntry.transaction()`'s to say.
 
 import asyncio
 from collections import deque
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakSet
@@ -39,9 +38,14 @@ class ChangeStream:
     async def recv(self) -> Change | None:
         """The next change, waiting for it; None behind the last one of a closed stream."""
         async with self._turn:
-            while not self._ready and not self._closed.is_set():
+            while not self._ready and self.is_open:
                 await self._more()
             return self._ready.popleft() if self._ready else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more may come."""
+        return not self._closed.is_set()
 
     def close(self) -> None:
         """Add nothing more; what has arrived can still be received."""
@@ -92,7 +96,8 @@ class ChangeFeed:
         """
         published = change.checked()
         resource = published.relationship.resource
-        streams = [s for s in self._streams if isinstance(s, _Mailbox) and s._wants(resource)]
+        mailboxes = [stream for stream in self._streams if isinstance(stream, _Mailbox)]
+        streams = [s for s in mailboxes if s.is_open and s._wants(resource)]
         if any(stream.waiting >= self._buffer_size for stream in streams):
             raise Unavailable("overloaded", f"{self._buffer_size} changes wait for a subscriber")
         for stream in streams:
@@ -152,13 +157,12 @@ class _Mailbox(ChangeStream):
 
 
 class StoreFeed(ChangeFeed):
-    """The feed of a store; use it as an async context manager, inside the store's own."""
+    """The feed of a store. Close it, or leave its `async with`, before the store is closed."""
 
     def __init__(self, store: RedisStore, buffer_size: int = BUFFER_SIZE) -> None:
         super().__init__(buffer_size)
         self.store = store
         self.tail = Tail(store, buffer_size)
-        self._stack = AsyncExitStack()
 
     async def publish(self, change: Change) -> Change:
         """Write the change here, as an application would, and return it as it stands in the feed.
@@ -181,20 +185,6 @@ class StoreFeed(ChangeFeed):
         await self.store.opened()
         return self._opened(_Reading(self.store, self.tail, resource_type))
 
-    async def __aenter__(self) -> Self:
-        group = await self._stack.enter_async_context(asyncio.TaskGroup())
-        self._stack.push_async_callback(end, [group.create_task(self.tail.run())])
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any
-    ) -> None:
-        self.close()
-        if isinstance(error, Exception):
-            # The caller's own: in a task group it would come out as a group.
-            kind = error = traceback = None
-        await self._stack.__aexit__(kind, error, traceback)
-
 
 class _Reading(ChangeStream):
     """A stream that reads the feed of a store at its own pace."""
@@ -208,17 +198,22 @@ class _Reading(ChangeStream):
         """Raises Unavailable, after which reading may go on, and Refused("cursor_expired")."""
         following = asyncio.create_task(self._tail.after(self._revision, is_watching=True))
         closed = asyncio.create_task(self._closed.wait())
+        # Whoever waits follows the feed, unless the agent or another reader does so already.
+        running = asyncio.create_task(self._tail.run())
+        tasks = {following, closed, running}
         try:
-            await asyncio.wait({following, closed}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self._store.origin != self._origin:
                 raise Unavailable(
                     "new_incarnation",
                     "the node of this feed has lost writes and begun a new incarnation; read what "
                     "there is and subscribe again",
                 )
+            if running.done():
+                running.result()
             entries = following.result() if following.done() else []
         finally:
-            await end([following, closed])
+            await end(tasks)
         for entry in entries:
             transaction = entry.transaction()
             self._ready.extend(

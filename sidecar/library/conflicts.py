@@ -132,11 +132,12 @@ class ConflictResolver:
         return Rules.of(self.strategy, self.region_priorities, region_of)
 
     def _rank(self, change: Change) -> tuple[object, ...]:
+        rules = self._rules({node_of(change.origin): change.region})
         if self.strategy is ConflictResolutionStrategy.SOURCE_PRIORITY and not change.region:
             raise Refused("bad_resolver", "SOURCE_PRIORITY needs the region of each change")
         one = change.relationship
         sibling = Sibling(change.operation, one.condition, one.expires_at)
-        return self._rules({node_of(change.origin): change.region}).rank(change.version, sibling)
+        return rules.rank(change.version, sibling)
 
     def _difference(self, local: tuple[object, ...], remote: tuple[object, ...]) -> Why:
         order = [Why.TIMESTAMP, Why.NODE, Why.INCARNATION]
