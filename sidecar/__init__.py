@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sidecar.core.conflict import ConflictResolutionStrategy
     from sidecar.core.relationship import Operation, Relationship
+    from sidecar.core.router import NodeHealth, RequestType, Router, RoutingDecision
+    from sidecar.core.tenants import Place, Tenants
     from sidecar.core.topology import (
         NodeId,
         RegionId,
@@ -37,8 +39,10 @@ __all__ = [
     "Conflict",
     "ConflictResolutionStrategy",
     "ConflictResolver",
+    "NodeHealth",
     "NodeId",
     "Operation",
+    "Place",
     "Refused",
     "RegionId",
     "Relationship",
@@ -46,9 +50,13 @@ __all__ = [
     "ReplicationConfig",
     "ReplicationStats",
     "ReplicationStrategy",
+    "RequestType",
     "Resolution",
+    "Router",
+    "RoutingDecision",
     "Side",
     "SidecarError",
+    "Tenants",
     "Topology",
     "TopologyBuilder",
     "TopologyError",
@@ -62,6 +70,8 @@ if not TYPE_CHECKING:  # a type checker would take it for a module that has ever
     _NAMES = {
         "sidecar.core.conflict": ("ConflictResolutionStrategy",),
         "sidecar.core.relationship": ("Operation", "Relationship"),
+        "sidecar.core.router": ("NodeHealth", "RequestType", "Router", "RoutingDecision"),
+        "sidecar.core.tenants": ("Place", "Tenants"),
         "sidecar.core.topology": (
             *("NodeId", "RegionId", "ReplicationStrategy", "Topology", "TopologyBuilder"),
             *("TopologyError", "ZoneId"),

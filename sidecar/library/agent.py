@@ -13,8 +13,10 @@ from typing import Any
 
 from aiohttp import web
 
+from sidecar.agent.ship import Target
 from sidecar.api.answers import Answers
 from sidecar.config import check_runnable, checked
+from sidecar.core.router import NodeHealth
 from sidecar.core.topology import NodeId, Topology
 from sidecar.errors import Refused, ungrouped
 from sidecar.health import Health
@@ -148,6 +150,12 @@ class ReplicationAgent:
                 "wrong_feed", "the agent ships what is in the store: give it ChangeFeed.of(store)"
             )
         node = topology.node(store.node)
+        if node.region != topology.local_region:
+            raise Refused(
+                "wrong_region",
+                f"the store is that of {node.id} in {node.region}, and the local region of the "
+                f"topology is {topology.local_region}",
+            )
         settings = _settings(topology, resolver, config or ReplicationConfig(), node.id)
         settings["listen"] = {} if listen is None else {"peer": listen}
         self._config = checked(settings)
@@ -159,7 +167,8 @@ class ReplicationAgent:
                 f"{resolver.rules_of(topology).fingerprint}",
             )
         self._tail, self._store = change_feed.tail, store
-        self._targets = len(topology.targets_of(node.id))
+        self._topology, self._here = topology, node.id
+        self._shipped_to: tuple[Target, ...] = ()
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
@@ -210,9 +219,22 @@ class ReplicationAgent:
             conflicts_resolved_local=int(value("inferadb_replication_conflicts_resolved_local")),
             conflicts_resolved_remote=int(value("inferadb_replication_conflicts_resolved_remote")),
             targets_connected=int(value("inferadb_replication_targets_connected")),
-            targets_total=self._targets,
+            targets_total=len(self._topology.targets_of(self._here)),
             lag_ms=value("inferadb_replication_lag_milliseconds"),
         )
+
+    def health_of(self, node: NodeId) -> NodeHealth:
+        """How a node is, for a `Router`: this one by its store, the others by their sessions.
+
+        DEGRADED is a node of which nothing is known: no session yet, or not one that is shipped to.
+        """
+        if node == self._here:
+            is_away = self._store.serves_not_because or self._store.takes_no_writes_because
+            return NodeHealth.UNREACHABLE if is_away else NodeHealth.HEALTHY
+        target = next((one for one in self._shipped_to if one.node == node), None)
+        if target is None or not (target.is_connected or target.is_unreachable):
+            return NodeHealth.DEGRADED
+        return NodeHealth.HEALTHY if target.is_connected else NodeHealth.UNREACHABLE
 
     async def _run(self, started: asyncio.Event) -> None:
         config, metrics = self._config, self._store.metrics
@@ -237,6 +259,7 @@ class ReplicationAgent:
                 await stack.enter_async_context(listening("peer", config.peer_address, runner))
                 await stack.enter_async_context(running(loops, *one.loops()))
                 stack.push_async_callback(one.shipping.hand_over, HAND_OVER_S)
+                self._shipped_to = one.shipping.targets
                 started.set()
                 await self._stopping.wait()
 
