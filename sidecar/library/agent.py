@@ -29,10 +29,12 @@ from sidecar.peer.client import Dialler
 from sidecar.peer.inspection import Inspection
 from sidecar.peer.server import peer_app
 from sidecar.serving import listening, redis_url, running
+from sidecar.store.calls import Phase
 from sidecar.store.redis_store import RedisStore
 
 HAND_OVER_S = 2.0
 """How long `stop` waits for connected targets to have what was written here."""
+PROOF_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ async def open_store(
     `redis://…`, `rediss://…` or `unix://…`. node: whose it is; absent, the only one of the local
     region. prefix: of its keys. The resolver decides in it, as on every other node.
 
-    It opens when Redis answers: await `store.opened()`. Raises Refused and Unavailable.
+    It waits until Redis answers. Raises Refused, and Unavailable without an embedded server.
     """
     failure: Exception | None = None
     settings = _settings(topology, resolver, config or ReplicationConfig(), node)
@@ -116,6 +118,7 @@ async def open_store(
             found = await redis_url(checked_config, stack, loops)
             store = store_of(checked_config, found, Metrics())
             await stack.enter_async_context(store)
+            await store.opened()
             try:
                 yield store
             except Exception as error:  # noqa: BLE001
@@ -173,9 +176,10 @@ class ReplicationAgent:
         self._stopping = asyncio.Event()
 
     async def start(self) -> None:
-        """Begin to replicate; returns when other nodes can connect.
+        """Begin to replicate; returns when other nodes can connect and this one may write.
 
-        Raises Refused("cannot_listen"), and Refused("already_started").
+        A restarted node may when its peers have said that nothing is missing, or after a second of
+        silence. Raises Refused("cannot_listen"), and Refused("already_started").
         """
         if self._task is not None:
             raise Refused("already_started", "this agent runs; stop it first")
@@ -185,13 +189,20 @@ class ReplicationAgent:
         waiting = asyncio.create_task(started.wait())
         try:
             await asyncio.wait({self._task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            await self._proven()
         except asyncio.CancelledError:
             await self.stop()
             raise
         finally:
             waiting.cancel()
-        if not started.is_set():
+        if not self.is_running:
             await self.stop()
+
+    async def _proven(self) -> None:
+        while self.is_running:
+            if self._store.phase is not Phase.UNPROVEN:
+                return
+            await asyncio.sleep(PROOF_PAUSE_S)
 
     async def stop(self) -> None:
         """End the replication; connected targets get up to two seconds to take what was written.

@@ -90,7 +90,6 @@ async def running_program(
     """A program on the shared server; its agent is started by the test and stopped here."""
     shape = topology(region, ports)
     async with open_store(url, shape, resolver, prefix=region) as store:
-        await store.opened()
         program = Program(shape, store, resolver)
         try:
             yield program
@@ -107,7 +106,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_the_docs_run_and_what_they_publish_reaches_the_other_region(
-    valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    valkey_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     ports = free_ports(2)
     monkeypatch.chdir(tmp_path)
@@ -117,11 +119,13 @@ async def test_the_docs_run_and_what_they_publish_reaches_the_other_region(
         stream = await eu.feed.subscribe_filtered("document")
         await eu.agent.start()
         await namespace["main"]()
+        said = capsys.readouterr().out.splitlines()
+        # A second time, on the data of the first.
+        await namespace["main"]()
         arrived = await stream.recv()
     assert arrived is not None
     assert (arrived.operation, arrived.relationship) == (Operation.INSERT, VIEWER)
     assert arrived.origin.startswith("node1.")
-    said = capsys.readouterr().out.splitlines()
     assert said[:3] == [
         "Change: insert document:readme at 1",
         "Change: insert folder:plans at 2",
@@ -215,6 +219,9 @@ async def test_an_agent_that_cannot_work_says_why(valkey_url: str) -> None:
         assert west.agent.is_running
         with pytest.raises(Refused, match="stop it first"):
             await west.agent.start()
+        await west.agent.stop()
+        await west.agent.start()
+        assert west.agent.is_running
 
 
 async def test_what_a_caller_raises_comes_out_of_the_store_as_it_is(valkey_url: str) -> None:
