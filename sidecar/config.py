@@ -49,6 +49,7 @@ __all__ = [
     "RedisSettings",
     "Replication",
     "check_runnable",
+    "checked",
     "default_config",
     "load",
 ]
@@ -89,6 +90,14 @@ def load_some_node(path: Path, *, environ: Mapping[str, str] | None = None) -> C
     except Refused as refused:
         raise _naming(path, refused) from None
     return load(path, node=first_node(config) if config.node is None else None, environ=environ)
+
+
+def checked(written: Mapping[str, Any]) -> Config:
+    """The settings of a program that has no file: `written` above the defaults, nothing else.
+
+    Raises Refused("bad_config") as `load` does.
+    """
+    return _validated(written, {}, {})
 
 
 def default_config(environ: Mapping[str, str] | None = None) -> Config:

@@ -14,6 +14,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from sidecar.errors import Broken
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 # A series of its own for when each series began helps nobody here.
@@ -268,6 +270,13 @@ class Metrics:
     def store_full(self, is_full: bool) -> None:
         """Redis has, or has no longer, too little memory left for writes of applications."""
         self._store_full.set(int(is_full))
+
+    def value(self, name: str) -> float:
+        """What a metric without labels says now, by its name at /metrics."""
+        found = self._registry.get_sample_value(name)
+        if found is None:
+            raise Broken(f"there is no metric {name}")
+        return found
 
     def render(self) -> bytes:
         """The text format 0.0.4, whatever the client would accept."""

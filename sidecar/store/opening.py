@@ -155,6 +155,16 @@ class OpenStore:
         self._refused, self._refused_writes = all_calls, writes
 
     @property
+    def rules(self) -> Rules:
+        """By which the winners are chosen here."""
+        return self._rules
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where what happens in this store is counted."""
+        return self._metrics
+
+    @property
     def born(self) -> str:
         """The first incarnation of this data set."""
         return self._born
