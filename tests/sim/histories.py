@@ -139,15 +139,10 @@ class History(World):
         return [(name, other) for other in others] + [(other, name) for other in others]
 
     def _can_restore(self, name: str) -> bool:
-        """One node at a time, as the guarantees say, while its peers are there and remember.
-
-        And not while they have taken in a part of a transfer: what came with it from this node, and
-        from nobody else, would stand nowhere else for ever.
-        """
+        """One node at a time, as the guarantees say, while its peers are there and remember."""
         others = [node for node in self.nodes.values() if node.name != name]
         return not self._restored and all(
-            node.is_up and self.now_us - node.began_us > REMEMBER_US and not node.store.disk.beyond
-            for node in others
+            node.is_up and self.now_us - node.began_us > REMEMBER_US for node in others
         )
 
     def _must_remember(self, name: str) -> bool:

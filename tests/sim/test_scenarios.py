@@ -133,7 +133,7 @@ def begin_transfer(world: World, source: str, target: str) -> None:
 def test_what_came_with_a_page_of_a_source_that_lost_it_stands_everywhere(
     strategy: ConflictResolutionStrategy,
 ) -> None:
-    """q has a part of a transfer when p comes back from a copy that lacks what only the pages had."""
+    """q has a part of a transfer when p comes back from a copy that lacks what came with it."""
     world = world_of(strategy, chain(["x", "p", "q"]), absent="q")
     for identity in KEYS:
         world.insert("p", identity)
@@ -168,7 +168,7 @@ def test_what_came_with_a_page_of_a_source_that_lost_it_stands_everywhere(
 def test_a_restored_node_hears_of_what_only_pages_at_a_peer_have(
     strategy: ConflictResolutionStrategy,
 ) -> None:
-    """The page came before the row that names its writes: without it nothing seems to be missing."""
+    """The page came before any row that names its writes: nothing else is missed."""
     world = world_of(strategy, mesh(["p", "q"]))
     world.cut_off("q")
     for identity in KEYS:
