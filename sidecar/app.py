@@ -66,7 +66,13 @@ async def _serve(
     store, peers, shipping = partition.store, partition.peers, partition.shipping
     health = Health(node, store, shipping.targets, partition.scrub.reasons)
     native = native_app(
-        store=store, tail=partition.tail, node=node, health=health.check, lost_of=peers.lost_of
+        store=store,
+        tail=partition.tail,
+        node=node,
+        health=health.check,
+        concerns=partition.concerns,
+        lost_of=peers.lost_of,
+        stranger_among=peers.stranger_among,
     )
 
     answers = Answers(node)

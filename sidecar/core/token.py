@@ -52,6 +52,8 @@ class Token(NamedTuple):
         for entry in entries:
             origin, _, timestamp = entry.partition(":")
             vector[origin] = int(timestamp)
+        if max([int(revision), *vector.values()]) >= 2**53:
+            raise _not_a_token()
         return cls(node, int(revision), vector)
 
 

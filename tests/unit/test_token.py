@@ -102,6 +102,8 @@ def test_what_is_no_token(text: str) -> None:
         "node1|5 |node1.a:5",
         "Node1|5",
         "node1|" + "9" * 17,
+        f"node1|{2**53}",
+        f"node1|5|node1.a:{2**53}",
         "n" * 33 + "|5",
         "node1|٥|node1.a:5",
         "node1|5|node1.a:٥",
