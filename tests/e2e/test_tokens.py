@@ -140,7 +140,7 @@ def test_a_read_with_the_token_of_a_write_is_never_stale_in_another_region(
     broken = Reader([first, second], [without_wait], times)
     asyncio.run(broken.run())
     print(f"\n{times:,} reads: none stale; without the wait {len(broken.stale):,} of {times:,}")
-    assert len(broken.stale) > times // 2
+    assert len(broken.stale) > times // 20
 
 
 # -- write concern ---------------------------------------------------------------------------------
