@@ -80,7 +80,9 @@ async def _serve(
         tail=partition.tail,
         node=node,
         health=health.check,
+        concerns=partition.concerns,
         lost_of=peers.lost_of,
+        stranger_among=peers.stranger_among,
         routed=forwarder.routed,
     )
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from sidecar.agent.collect import collect
+from sidecar.agent.concern import Concerns
 from sidecar.agent.digests import Digests
 from sidecar.agent.peers import Peers
 from sidecar.agent.scrub import Scrub
@@ -90,6 +91,7 @@ class Partition:
             rules=self.store.rules.fingerprint,
         )
         self.tail = tail or Tail(self.store, agent.buffer_size)
+        self.concerns = Concerns(self.store, regions, topology.reachable_from(node.region))
         self.peers = Peers(
             self.store,
             node.id,
@@ -98,6 +100,7 @@ class Partition:
             neighbours(graph, node.id),
             wall_us=now_us,
             max_ahead_us=replication.max_clock_skew_ms * 1000,
+            heard=self.concerns.heard,
         )
         self.shipping = Shipping(
             self.store,
@@ -108,6 +111,7 @@ class Partition:
                 Target(target.id, target.endpoint, carried(graph, node.id, target.id))
                 for target in topology.targets_of(node.id)
             ],
+            concerns=self.concerns,
             me=self.me,
             limits=Limits(replication.window, agent.batch_size, int(timeout_s * 1e6)),
             retries=Retries(

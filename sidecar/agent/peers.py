@@ -104,11 +104,13 @@ class Peers:
         *,
         wall_us: Callable[[], int] | None = None,
         max_ahead_us: int = 60_000_000,
+        heard: Callable[[str, Vector, str], None] = lambda node, vector, by: None,
     ) -> None:
         """members: the nodes of the topology. now_us: a clock that only goes on, in microseconds.
 
         neighbours: the nodes that a session leads to or comes from; None: all of them. wall_us: the
         wall clock, which must not be further ahead of those of most others than max_ahead_us.
+        heard: called with a node, a vector that it has, and who tells so.
         """
         self._store, self._me, self._now_us = store, me, now_us
         self.rows = Rows(me, members)
@@ -125,6 +127,7 @@ class Peers:
         self._taken: Vector = {}
         self._announced: dict[str, int] = {}
         self._wall_us, self._max_ahead_us = wall_us, max_ahead_us
+        self._heard = heard
         self._preparing = asyncio.Lock()
         self._members_of = ""
         self._removed_by: set[str] = set()
@@ -253,11 +256,14 @@ class Peers:
     def _hear(self, node: str, head: Mapping[str, object]) -> Told:
         vector = decode_vector(head.get("vector"))
         self.rows.hear(node, _durable(head))
+        self._heard(node, vector, node)
         rows = head.get("rows", {})
         if not isinstance(rows, dict):
             raise Refused("bad_frame", "rows is an object of node and vector")
         for other, row in rows.items():
-            self.rows.hear(str(other), decode_vector(row))
+            reached = decode_vector(row)
+            self.rows.hear(str(other), reached)
+            self._heard(str(other), reached, node)
         try:
             phase = Phase(str(head.get("phase", Phase.SERVING.value)))
         except ValueError:
@@ -364,6 +370,21 @@ class Peers:
             if end is not None and timestamp > end:
                 return origin
         return None
+
+    def stranger_among(self, nodes: Collection[str]) -> str | None:
+        """One of these that belongs to no topology of which anybody here has ever heard.
+
+        Of a node that was removed the vectors still name what it wrote. A node that is new, or has
+        not read yet what it knows, cannot tell.
+        """
+        members = self.rows.members
+        if all(node in members for node in nodes) or not self._is_prepared or self.is_new:
+            return None
+        heard = [told.vector for told in self.told.values()]
+        known = {node_of(o) for vector in (self._store.vector, *heard) for o in vector}
+        known.update(members, self.removed, self._told_removed)
+        known.update(*(told.members for told in self.told.values()))
+        return next((node for node in nodes if node not in known), None)
 
     async def accept_loss(self) -> None:
         """Go on with what is here. Raises Refused("not_behind") when nothing is missing."""

@@ -237,15 +237,14 @@ class RedisStore(OpenStore):
         if is_covered(vector, self._vector):
             return True
         reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (vector, reached)
-        self._covering.append(entry)
+        self._covering[reached] = vector
         try:
             async with asyncio.timeout(timeout_s):
                 await reached
         except TimeoutError:
             return False
         finally:
-            self._covering.remove(entry)
+            del self._covering[reached]
         return True
 
     # -- the conflict log ---------------------------------------------------------------------
