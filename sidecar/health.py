@@ -7,6 +7,7 @@ from typing import Self
 from aiohttp import web
 
 from sidecar.agent.ship import Target
+from sidecar.core.router import NodeHealth
 from sidecar.core.topology import Node
 from sidecar.store.redis_store import RedisStore
 
@@ -67,6 +68,12 @@ class Health:
                 why = target.last_error or "no session yet"
                 reasons.append(f"target {target.node} is not connected: {why}")
         return is_serving, reasons
+
+    def seen_by_router(self) -> NodeHealth:
+        """Whether some requests that arrive here are served here: each partition says which."""
+        stores = (self._store, *(health._store for health in self._restricted.values()))
+        is_away = all(store.serves_not_because for store in stores)
+        return NodeHealth.UNREACHABLE if is_away else NodeHealth.HEALTHY
 
     async def answer(self, _: web.Request) -> web.Response:
         """200 while reads and writes are served, 503 otherwise."""

@@ -18,6 +18,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from sidecar.core.residency import GLOBAL
+from sidecar.errors import Broken
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -61,7 +62,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._partition = GLOBAL
-        self._lags: dict[str, list[Callable[[], float]]] = {}
+        self._lags: dict[str, dict[str, Callable[[], float]]] = {}
         self._held_by: dict[str, str | None] = {}
         self._registry = registry = CollectorRegistry()
 
@@ -134,6 +135,17 @@ class Metrics:
         self._store_full = gauge(
             "inferadb_sidecar_store_full",
             "1 while writes of applications are refused because Redis is near its maxmemory",
+        )
+        self._forwarded = Counter(
+            "inferadb_sidecar_forwarded_requests_total",
+            "Requests of applications that were handed to this node",
+            ("target",),
+            registry=registry,
+        )
+        self._node_health = gauge(
+            "inferadb_sidecar_node_health",
+            "How another node is as this one sees it: 2 healthy, 1 degraded, 0 unreachable",
+            "target",
         )
         self._resync_suggested = shared(
             max,
@@ -213,7 +225,7 @@ class Metrics:
         """The targets of a partition: each with a function that tells its lag in milliseconds."""
         here = self._partition
         for target, lag_ms in targets.items():
-            self._lags.setdefault(target, []).append(lag_ms)
+            self._lags.setdefault(target, {})[here] = lag_ms
             self._target_lag.labels(target).set_function(partial(self._lag_of, target))
             self._target_connected.tell(here, 0, target)
             self._target_unreachable.tell(here, 0, target)
@@ -226,7 +238,15 @@ class Metrics:
         self._lag.set_function(lambda: max(map(self._lag_of, self._lags), default=0.0))
 
     def _lag_of(self, target: str) -> float:
-        return max(lag_ms() for lag_ms in self._lags[target])
+        return max(lag_ms() for lag_ms in self._lags[target].values())
+
+    def forwarded(self, target: str) -> None:
+        """A request was handed to another node."""
+        self._forwarded.labels(target).inc()
+
+    def node_health(self, target: str, level: int) -> None:
+        """How another node is: 2 healthy, 1 degraded, 0 unreachable."""
+        self._node_health.labels(target).set(level)
 
     def wrote(self) -> None:
         """A write request was accepted."""
@@ -304,6 +324,13 @@ class Metrics:
     def store_full(self, is_full: bool) -> None:
         """Redis has, or has no longer, too little memory left for writes of applications."""
         self._store_full.set(int(is_full))
+
+    def value(self, name: str) -> float:
+        """What a metric without labels says now, by its name at /metrics."""
+        found = self._registry.get_sample_value(name)
+        if found is None:
+            raise Broken(f"there is no metric {name}")
+        return found
 
     def render(self) -> bytes:
         """The text format 0.0.4, whatever the client would accept."""

@@ -6,12 +6,13 @@ goes to which partition, is the business of `app`.
 
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from types import TracebackType
 from typing import Self
 
 from sidecar.agent.collect import collect
+from sidecar.agent.concern import Concerns
 from sidecar.agent.digests import Digests
 from sidecar.agent.peers import Peers
 from sidecar.agent.scrub import Scrub
@@ -24,6 +25,7 @@ from sidecar.core.residency import GLOBAL
 from sidecar.core.routing import carried, neighbours
 from sidecar.core.sender import Limits
 from sidecar.core.session import Party
+from sidecar.core.topology import Topology
 from sidecar.core.trim import Keep
 from sidecar.core.vector import Vector
 from sidecar.core.wire import FORMAT
@@ -41,10 +43,48 @@ FEW_READERS = 2
 Loop = Callable[[], Coroutine[None, None, None]]
 
 
+def store_of(
+    config: Config, url: str, metrics: Metrics, name: str = GLOBAL, check: Check | None = None
+) -> RedisStore:
+    """The store of `config.this_node` at the Redis `url`, not yet opened.
+
+    name: of the partition. check: what must hold of the stored data before it opens.
+    """
+    return RedisStore(
+        url,
+        prefix=config.redis.prefix,
+        node=config.this_node.id,
+        rules=rules_of(config),
+        metrics=metrics,
+        now_us=now_us,
+        random_bits=random.SystemRandom().getrandbits,
+        has_peers=len(_topology_of(config, name).nodes()) > 1,
+        max_clock_skew_ms=config.replication.max_clock_skew_ms,
+        timeout_s=float(config.replication.agent.request_timeout_secs),
+        partition=name,
+        readers=READERS if name == GLOBAL else FEW_READERS,
+        check=check,
+    )
+
+
+def _topology_of(config: Config, name: str) -> Topology:
+    """The nodes of a partition, and who ships to whom among them."""
+    regions = config.residency.sets.get(name)
+    return config.topology if regions is None else config.topology.within(regions)
+
+
+def rules_of(config: Config) -> Rules:
+    """Who wins, for all nodes of the topology."""
+    regions = {str(n.id): str(n.region) for n in config.topology.nodes()}
+    replication = config.replication
+    return Rules.of(replication.conflict_resolution, replication.region_priorities, regions)
+
+
 class Partition:
     """One store of `config.this_node` at the Redis `url`, its feed, its peers and its sessions.
 
     Use as an async context manager: it opens the store and closes it. `loops` are to run meanwhile.
+    tail: of a store that somebody else opens and closes, to be used instead of one at `url`.
     """
 
     def __init__(
@@ -57,6 +97,7 @@ class Partition:
         *,
         name: str = GLOBAL,
         check: Check | None = None,
+        tail: Tail | None = None,
     ) -> None:
         """name: the partition; its regions follow from the tenants of `config`.
 
@@ -64,41 +105,27 @@ class Partition:
         """
         node, replication = config.this_node, config.replication
         self.name, self.regions = name, config.residency.sets.get(name)
-        is_global = self.regions is None
-        topology = config.topology if is_global else config.topology.within(self.regions or ())
+        topology = _topology_of(config, name)
         agent = replication.agent
         timeout_s = float(agent.request_timeout_secs)
         regions = {str(n.id): str(n.region) for n in topology.nodes()}
-        rules = Rules.of(replication.conflict_resolution, replication.region_priorities, regions)
         graph = {
             str(n.id): [str(t.id) for t in topology.targets_of(n.id)] for n in topology.nodes()
         }
         self._metrics = metrics = metrics.of(name)
-        self.store = RedisStore(
-            url,
-            prefix=config.redis.prefix,
-            node=node.id,
-            rules=rules,
-            metrics=metrics,
-            now_us=now_us,
-            random_bits=random.SystemRandom().getrandbits,
-            has_peers=len(regions) > 1,
-            max_clock_skew_ms=replication.max_clock_skew_ms,
-            timeout_s=timeout_s,
-            partition=name,
-            readers=READERS if is_global else FEW_READERS,
-            check=check,
-        )
+        self._opens_store = tail is None
+        self.store = store_of(config, url, metrics, name, check) if tail is None else tail.store
         self.me = Party(
             node=node.id,
             region=node.region,
             partition=self.store.keys.partition,
             partitions=PARTITIONS,
             format=FORMAT,
-            rules=rules.fingerprint,
+            rules=self.store.rules.fingerprint,
             residency=config.residency.fingerprint,
         )
-        self.tail = Tail(self.store, agent.buffer_size)
+        self.tail = tail or Tail(self.store, agent.buffer_size)
+        self.concerns = Concerns(self.store, regions, topology.reachable_from(node.region))
         self.peers = Peers(
             self.store,
             node.id,
@@ -107,6 +134,7 @@ class Partition:
             neighbours(graph, node.id),
             wall_us=now_us,
             max_ahead_us=replication.max_clock_skew_ms * 1000,
+            heard=self.concerns.heard,
         )
         self.shipping = Shipping(
             self.store,
@@ -117,6 +145,7 @@ class Partition:
                 Target(target.id, target.endpoint, carried(graph, node.id, target.id))
                 for target in topology.targets_of(node.id)
             ],
+            concerns=self.concerns,
             me=self.me,
             limits=Limits(replication.window, agent.batch_size, int(timeout_s * 1e6)),
             retries=Retries(
@@ -151,12 +180,18 @@ class Partition:
         """Names an origin of which a vector has writes that no node has any more."""
         return self.peers.lost_of
 
+    @property
+    def stranger_among(self) -> Callable[[Collection[str]], str | None]:
+        """Names one of some nodes that belongs to no deployment this node knows of."""
+        return self.peers.stranger_among
+
     async def __aenter__(self) -> Self:
-        speak_of(self.name)
-        try:
-            await self.store.__aenter__()
-        finally:
-            speak_of(GLOBAL)
+        if self._opens_store:
+            speak_of(self.name)
+            try:
+                await self.store.__aenter__()
+            finally:
+                speak_of(GLOBAL)
         return self
 
     async def __aexit__(
@@ -165,7 +200,8 @@ class Partition:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.store.__aexit__(kind, error, traceback)
+        if self._opens_store:
+            await self.store.__aexit__(kind, error, traceback)
 
     def loops(self) -> tuple[Coroutine[None, None, None], ...]:
         """What runs as long as the node does."""

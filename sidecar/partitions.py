@@ -14,7 +14,7 @@ from typing import Self
 
 from sidecar.config import Config
 from sidecar.core.residency import GLOBAL
-from sidecar.errors import Refused
+from sidecar.core.tenants import not_here
 from sidecar.metrics import Metrics
 from sidecar.partition import Partition
 from sidecar.peer.calls import PeerCalls
@@ -58,16 +58,10 @@ class Partitions:
 
     def of(self, tenant: str) -> Partition:
         """The one that serves a tenant. Raises Refused("tenant_not_here")."""
-        regions = self._tenants.regions_of(tenant)
-        partition = self._by_regions.get(regions)
+        place = self._tenants.of(tenant)
+        partition = self._by_regions.get(place.regions)
         if partition is None:
-            allowed = ", ".join(sorted(regions or ()))
-            raise Refused(
-                "tenant_not_here",
-                f"tenant {tenant} may only be in {allowed}, and this is {self._region}; ask a node "
-                "there",
-                403,
-            )
+            raise not_here(tenant, self._region, place)
         return partition
 
     async def __aenter__(self) -> Self:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
+from sidecar.agent.probe import Probes
 from sidecar.agent.ship import Shipping, Target
 from sidecar.api.answers import Answers, Route, compact
 from sidecar.core.relationship import BUCKETS
@@ -43,8 +44,11 @@ class Operations:
     partitions: those of the node, that of everywhere first.
     """
 
-    def __init__(self, node: Node, partitions: Iterable[Partition], answers: Answers) -> None:
+    def __init__(
+        self, node: Node, partitions: Iterable[Partition], answers: Answers, *, probes: Probes
+    ) -> None:
         self._node, self._partitions, self._answers = node, tuple(partitions), answers
+        self._probes = probes
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, with JSON also for what aiohttp would answer in plain text."""
@@ -76,6 +80,7 @@ class Operations:
             "region": str(self._node.region),
             "release": RELEASE,
             **await _status_of(everywhere),
+            "health": self._probes.seen(),
             "partitions": {
                 one.name: {"regions": one.regions, **await _status_of(one)} for one in others
             },

@@ -11,20 +11,26 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from sidecar.api import bodies, cursors, headers
-from sidecar.api.answers import Answers, compact, relationship_json
+from sidecar.api.answers import Answers, Route, compact, relationship_json
 from sidecar.api.listener import AppListener
 from sidecar.api.served import Partitions, Served
 from sidecar.api.watch import Watch, WatchLimits
+from sidecar.core.concern import WriteConcern
 from sidecar.core.relationship import Change, Relationship
+from sidecar.core.router import RequestType
 from sidecar.core.token import Token
 from sidecar.core.topology import Node
-from sidecar.core.vector import Vector
+from sidecar.core.vector import Vector, covers, newest_origins, node_of
 from sidecar.errors import Refused, Unavailable
 from sidecar.store.calls import Filter, Page, WriteRequest, Written
 
 Health = Callable[[], tuple[bool, Mapping[str, Any]]]
 """Whether this node serves, and the fields of the health answer (`reasons`: a list, if not)."""
 
+Routed = Callable[[RequestType, Route], Route]
+"""A call as it is, or another that lets the right node serve it."""
+
+READ, WRITE = RequestType.READ, RequestType.WRITE
 DEFAULT_LIST_LIMIT = 1000
 LIST_BUDGET_S = 1.0
 """How long one `list` goes on collecting pages; then it answers with what it has and a cursor."""
@@ -33,6 +39,7 @@ WALK_LIMIT_S = 30.0
 """How long one `delete` by filter may search; then it deletes nothing and answers 503."""
 
 ANSWERS: Final = web.AppKey("answers", Answers)
+CALLS: Final = web.AppKey("calls", dict)
 
 
 def native_app(
@@ -41,26 +48,37 @@ def native_app(
     node: Node,
     health: Health,
     watch_limits: WatchLimits | None = None,
+    routed: Routed = lambda _, route: route,
 ) -> web.Application:
-    """The application of the app listener; serve it with `app_listener`."""
+    """The application of the app listener; serve it with `app_listener`.
+
+    routed: lets another node serve a call where this one does not.
+    """
     answers = Answers(node)
     native = Native(partitions, answers)
-    watch = Watch(partitions, answers, watch_limits or WatchLimits())
+    watch = Watch(partitions, answers, watch_limits or WatchLimits(), native.reach)
     app = web.Application(client_max_size=bodies.MAX_BODY_BYTES)
     app[ANSWERS] = answers
-    routes = {
-        ("POST", "/access/v1/relationships/write"): native.write_relationships,
-        ("POST", "/access/v1/relationships/delete"): native.delete_relationships,
-        ("POST", "/access/v1/relationships/update"): native.update_relationships,
-        ("POST", "/access/v1/relationships/list"): native.list_relationships,
-        ("POST", "/access/v1/evaluation"): native.evaluate,
-        ("POST", "/access/v1/watch"): watch.stream,
-        ("GET", "/access/v1/tenants"): native.list_tenants,
-        ("GET", "/health"): _health_route(answers, node, health),
+    calls: dict[tuple[str, str], tuple[RequestType | None, Route]] = {
+        ("POST", "/access/v1/relationships/write"): (WRITE, native.write_relationships),
+        ("POST", "/access/v1/relationships/delete"): (WRITE, native.delete_relationships),
+        ("POST", "/access/v1/relationships/update"): (WRITE, native.update_relationships),
+        ("POST", "/access/v1/relationships/list"): (READ, native.list_relationships),
+        ("POST", "/access/v1/evaluation"): (READ, native.evaluate),
+        # Its cursors belong to this node: elsewhere a watcher could not go on.
+        ("POST", "/access/v1/watch"): (None, watch.stream),
+        # Another node may not tell this one's region all that it has.
+        ("GET", "/access/v1/tenants"): (None, native.list_tenants),
     }
+    routes: dict[tuple[str, str], Route] = {
+        place: answers.guarded(native.if_here(routed(request_type, call)) if request_type else call)
+        for place, (request_type, call) in calls.items()
+    }
+    routes["GET", "/health"] = _health_route(answers, node, health)
+    app[CALLS] = {place: answers.guarded(call) for place, (_, call) in calls.items()}
     expect = _expect_route(answers)
     for (method, path), route in routes.items():
-        app.router.add_route(method, path, answers.guarded(route), expect_handler=expect)
+        app.router.add_route(method, path, route, expect_handler=expect)
         # Routes of our own for what aiohttp would answer in plain text; no middleware, which every
         # request would pay for.
         refuse = _refuse_method(answers, method, path)
@@ -68,12 +86,19 @@ def native_app(
     missing = _missing_route(answers, sorted(path for _, path in routes))
     app.router.add_route(hdrs.METH_ANY, "/{path:.*}", missing, expect_handler=expect)
     app.on_shutdown.append(watch.end)
+    app.on_shutdown.append(native.end)
     return app
 
 
 def app_listener(app: web.Application, **options: Any) -> AppListener:
     """The runner that serves an application of `native_app`; options are AppRunner's."""
     return AppListener(app, app[ANSWERS], **options)
+
+
+def serve_forwarded(peer: web.Application, native: web.Application) -> None:
+    """Serve the calls of `native` to other nodes as well; from here nothing is forwarded again."""
+    for (method, path), call in native[CALLS].items():
+        peer.router.add_route(method, path, call)
 
 
 class Native:
@@ -83,17 +108,27 @@ class Native:
         self._partitions = partitions
         self._answers = answers
 
+    def if_here(self, route: Route) -> Route:
+        """The call, where its tenant may be in this region: nothing of any other is passed on."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            self._partitions.of(headers.tenant_of(request.headers))
+            return await route(request)
+
+        return answer
+
     async def write_relationships(self, request: web.Request) -> web.Response:
         """`relationships/write`: insert all, in one transaction."""
-        here, write, raw = await self._begin_write(request)
+        here, write, raw, concern = await self._begin_write(request)
         body = bodies.parse(bodies.WRITE, raw)
         changes = bodies.inserts(write.tenant, body["relationships"])
         written = await self._commit(here, write, changes, body.get("expected_revision"))
-        return self._written(here, written, f'"relationships_written":{written.written},')
+        counts = f'"relationships_written":{written.written},'
+        return await self._written(here, written, concern, counts)
 
     async def delete_relationships(self, request: web.Request) -> web.Response:
         """`relationships/delete`: those named, or those that match a filter."""
-        here, write, raw = await self._begin_write(request)
+        here, write, raw, concern = await self._begin_write(request)
         body = bodies.parse(bodies.DELETE, raw)
         if ("relationships" in body) == ("filter" in body):
             raise Refused("invalid_request", "the body: give either relationships or filter")
@@ -102,7 +137,8 @@ class Native:
             if "limit" in body:
                 raise Refused("invalid_request", "limit: goes with filter, not with relationships")
             changes = bodies.deletes(write.tenant, body["relationships"])
-            return self._deleted(here, await self._commit(here, write, changes, expected))
+            written = await self._commit(here, write, changes, expected)
+            return await self._deleted(here, written, concern)
         if not body["filter"]:
             raise Refused(
                 "invalid_request",
@@ -111,20 +147,23 @@ class Native:
         wanted = bodies.filter_of(write.tenant, body["filter"], "filter.")
         found, page = await self._matching(here, wanted, body.get("limit"))
         if not found and write.idempotency_key is None:
-            return self._deleted(here, Written(page.revision, 0, 0, page.vector))
+            nothing = Written(page.revision, 0, 0, page.vector)
+            return await self._deleted(here, nothing, headers.NO_CONCERN)
         # With a key also nothing is written: a repeat must find that this request was answered.
         changes = [bodies.deletion(one) for one in found]
-        return self._deleted(here, await self._commit(here, write, changes, expected))
+        written = await self._commit(here, write, changes, expected)
+        return await self._deleted(here, written, concern)
 
     async def update_relationships(self, request: web.Request) -> web.Response:
         """`relationships/update`: inserts and deletes, in one transaction."""
-        here, write, raw = await self._begin_write(request)
+        here, write, raw, concern = await self._begin_write(request)
         body = bodies.parse(bodies.UPDATE, raw)
         changes = bodies.updates(write.tenant, body["updates"])
         written = await self._commit(here, write, changes, body.get("expected_revision"))
-        return self._written(
+        return await self._written(
             here,
             written,
+            concern,
             f'"relationships_written":{written.written},"relationships_deleted":{written.deleted},',
         )
 
@@ -138,7 +177,7 @@ class Native:
         wanted = bodies.filter_of(tenant, body)
         text = body.get("cursor")
         cursor = None if text is None else cursors.unseal(text, here.store.scope, wanted)
-        await self._reach(here, consistency)
+        await self.reach(here, consistency)
         found, first, last = await self._collect(
             here, wanted, body.get("limit", DEFAULT_LIST_LIMIT), cursor
         )
@@ -166,7 +205,7 @@ class Native:
         consistency = headers.consistency_of(request.headers)
         body = bodies.parse(bodies.EVALUATION, await request.read())
         resource, relation, subject = bodies.question_of(body)
-        await self._reach(here, consistency)
+        await self.reach(here, consistency)
         found = await here.store.find(tenant, resource, relation, subject)
         is_granted = found is not None and found.condition is None
         return self._answers.json('{"decision":true}' if is_granted else '{"decision":false}')
@@ -178,16 +217,19 @@ class Native:
 
     # ---- steps the calls share ----------------------------------------------------------------
 
-    async def _begin_write(self, request: web.Request) -> tuple[Served, WriteRequest, bytes]:
-        """Where a write goes, what the headers say of it, and its body; the changes come later."""
+    async def _begin_write(
+        self, request: web.Request
+    ) -> tuple[Served, WriteRequest, bytes, headers.Concern]:
+        """Where a write goes, what its headers say, and its body; the changes come later."""
         headers.check_body_headers(request)
-        headers.check_write_concern(request.headers)
         tenant = headers.tenant_of(request.headers)
         here = self._partitions.of(tenant)
+        concern = headers.concern_of(request.headers)
+        here.concerns.check(concern.level)
         key = headers.idempotency_key_of(request.headers)
         raw = await request.read()
         bound = "" if key is None else headers.request_hash(request.path, tenant, raw)
-        return here, WriteRequest(tenant, (), None, key, bound), raw
+        return here, WriteRequest(tenant, (), None, key, bound), raw, concern
 
     async def _commit(
         self, here: Served, begun: WriteRequest, changes: list[Change], expected: str | None
@@ -202,38 +244,82 @@ class Native:
             )
         )
 
-    def _written(self, here: Served, written: Written, counts: str) -> web.Response:
+    async def _written(
+        self, here: Served, written: Written, concern: headers.Concern, counts: str
+    ) -> web.Response:
+        """The answer to a write, once enough regions have it; 504 when they do not in time."""
+        is_held = concern.level is not WriteConcern.LOCAL
+        missing = await self._hold(here, written, concern) if is_held else []
         token = _token(here, written.revision, written.vector)
         extra = {"X-Revision-Token": token}
         if written.replayed:
             extra["Idempotency-Replayed"] = "true"
+        failure = _concern_failure(concern, missing) if missing else ""
         return self._answers.json(
-            f'{{"revision":"{written.revision}",{counts}"token":"{token}"}}', headers=extra
+            f'{{{failure}"revision":"{written.revision}",{counts}"token":"{token}"}}',
+            504 if missing else 200,
+            extra,
         )
 
-    def _deleted(self, here: Served, written: Written) -> web.Response:
-        return self._written(here, written, f'"relationships_deleted":{written.deleted},')
+    async def _deleted(
+        self, here: Served, written: Written, concern: headers.Concern
+    ) -> web.Response:
+        counts = f'"relationships_deleted":{written.deleted},'
+        return await self._written(here, written, concern, counts)
 
-    async def _reach(self, here: Served, consistency: headers.Consistency | None) -> None:
+    async def _hold(self, here: Served, written: Written, concern: headers.Concern) -> list[str]:
+        """Wait until enough regions have a write; returns those that have not acknowledged it."""
+        origin = newest_origins(written.vector)[here.store.node]
+        self._refuse_lost_write(here, origin, written.revision)
+        version = (written.revision, origin)
+        missing = await here.concerns.wait(version, concern.level, concern.timeout_s)
+        if missing:
+            # This node may have lost it meanwhile: then it does not go on replicating from here.
+            self._refuse_lost_write(here, origin, written.revision)
+            if not covers(here.store.vector, version):
+                raise Unavailable(
+                    "outcome_unknown",
+                    "this node has lost the write before it knew that another region has it, and "
+                    "takes it back if one has; with a new Idempotency-Key it may be repeated",
+                )
+        return missing
+
+    async def reach(self, here: Served, consistency: headers.Consistency | None) -> None:
+        """Wait until this node has what a token names. Raises Refused when it never will, or not
+        in time.
+        """
         if consistency is None:
             return
-        if consistency.token.partition != here.store.keys.partition:
+        token = consistency.token
+        if token.partition != here.store.keys.partition:
             raise Refused(
                 "invalid_token",
                 "X-Revision-Token was given for a tenant that is bound to other regions than this "
                 "one; send a token of this tenant, or none",
             )
-        self._refuse_lost(here, consistency.token)
-        if not await here.store.wait_covered(consistency.token.vector, consistency.timeout_s):
+        stranger = here.stranger_among({token.node, *map(node_of, token.vector)})
+        if stranger is not None:
+            raise Refused(
+                "invalid_token",
+                f"X-Revision-Token names node {stranger}, which this deployment does not have and "
+                "never had; tokens are good only where they were given",
+            )
+        self._refuse_lost(here, token)
+        if not await here.store.wait_covered(token.vector, consistency.timeout_s):
             # What was lost may have come to light meanwhile.
-            self._refuse_lost(here, consistency.token)
+            self._refuse_lost(here, token)
             raise Refused(
                 "token_not_reached",
                 f"node {here.store.node} has not received everything that X-Revision-Token names "
                 f"within {consistency.timeout_s * 1000:.0f} ms; try again, wait longer "
-                f"(X-Consistency-Timeout-Ms), or ask node {consistency.token.node}",
+                f"(X-Consistency-Timeout-Ms), or ask node {token.node}",
                 409,
             )
+
+    async def end(self, app: web.Application) -> None:
+        """This node ends: those that wait for other regions do not hold it up."""
+        for here in self._partitions:
+            here.concerns.end()
 
     def _refuse_lost(self, here: Served, token: Token) -> None:
         origin = here.lost_of(token.vector)
@@ -243,6 +329,15 @@ class Native:
                 f"X-Revision-Token names a write of {origin} that was lost before any other node "
                 "had it, and no node will ever show it; drop the token, read what there is and "
                 "write again",
+                410,
+            )
+
+    def _refuse_lost_write(self, here: Served, origin: str, revision: int) -> None:
+        if here.lost_of({origin: revision}) is not None:
+            raise Refused(
+                "write_lost",
+                f"write {revision} of {origin} was lost before any other node had it, and no node "
+                "will ever show it; write again, with a new Idempotency-Key",
                 410,
             )
 
@@ -290,6 +385,16 @@ class Native:
             )
         # A page may be a few longer than asked for.
         return list(found.values())[:most], page
+
+
+def _concern_failure(concern: headers.Concern, missing: list[str]) -> str:
+    """The fields with which the answer to an accepted write begins that too few regions have."""
+    message = (
+        f"the write is accepted on this node and goes on replicating, but X-Write-Concern: "
+        f"{concern.level} was not met within {concern.timeout_s * 1000:.0f} ms: no node of "
+        f"{', '.join(missing)} has acknowledged it; do not write it again, the token is good"
+    )
+    return f'"error":"write_concern_timeout","message":{compact(message)},'
 
 
 def _token(here: Served, revision: int, vector: Vector) -> str:

@@ -34,7 +34,7 @@ class Residency:
 
     def partition_of(self, tenant: str) -> str:
         """The partition of a tenant, whether it is on this node or not."""
-        return partition_of(self._tenants.regions_of(tenant))
+        return partition_of(self._tenants.of(tenant).regions)
 
 
 def partition_of(regions: Collection[str] | None) -> str:

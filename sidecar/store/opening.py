@@ -86,7 +86,7 @@ class OpenStore:
         self._next_reader = 0
         self._opened, self._closed = asyncio.Event(), asyncio.Event()
         self._closed_because = Unavailable("store_unavailable", "Redis has not answered yet")
-        self._covering: list[tuple[Vector, asyncio.Future[None]]] = []
+        self._covering: dict[asyncio.Future[None], Vector] = {}
         self._next_own: asyncio.Future[int] | None = None
         self._is_ending = False
         self._phase = Phase.UNPROVEN
@@ -167,6 +167,16 @@ class OpenStore:
             elif before is not None and now is None:
                 log.info("applications are served again", extra={"what": name})
         self._refused, self._refused_writes = all_calls, writes
+
+    @property
+    def rules(self) -> Rules:
+        """By which the winners are chosen here."""
+        return self._rules
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where what happens in this store is counted."""
+        return self._metrics
 
     @property
     def born(self) -> str:
@@ -621,7 +631,7 @@ class OpenStore:
             self._next_own.set_result(first_own)
             self._next_own = None
         if self._covering:
-            for wanted, reached in self._covering:
+            for reached, wanted in self._covering.items():
                 if not reached.done() and is_covered(wanted, self._vector):
                     reached.set_result(None)
 

@@ -6,7 +6,7 @@ import io
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from sidecar.agent.concern import Concerns
 from sidecar.agent.tail import Tail
 from sidecar.api.native import app_listener, native_app
+from sidecar.api.served import LostOf
 from sidecar.api.watch import WatchLimits
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.topology import Node, NodeId, RegionId, ZoneId
-from sidecar.core.vector import Vector
 from sidecar.metrics import Metrics
 from sidecar.store.redis_store import RedisStore
 from tests.servers import RealValkey, free_ports
@@ -54,6 +55,7 @@ class Api:
     session: aiohttp.ClientSession
     health: JsonObject
     runner: web.AppRunner = field(repr=False)
+    concerns: Concerns = field(repr=False)
 
     @property
     def port(self) -> int:
@@ -239,10 +241,12 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 @dataclass(frozen=True)
 class OnlyOne:
-    """The partition of everywhere, alone, which has lost nothing."""
+    """The partition of everywhere, alone, in a deployment without strangers."""
 
     store: RedisStore
     tail: Tail
+    concerns: Concerns
+    lost_of: LostOf
 
     def of(self, tenant: str) -> "OnlyOne":
         return self
@@ -250,13 +254,18 @@ class OnlyOne:
     def __iter__(self) -> Iterator["OnlyOne"]:
         yield self
 
-    def lost_of(self, vector: Vector) -> str | None:
+    def stranger_among(self, nodes: Collection[str]) -> str | None:
         return None
 
 
 @contextlib.asynccontextmanager
-async def running_api(valkey: RealValkey, limits: WatchLimits | None = None) -> AsyncIterator[Api]:
-    """A node on a free port, ended afterwards."""
+async def running_api(
+    valkey: RealValkey,
+    limits: WatchLimits | None = None,
+    others: Mapping[str, str] = {},
+    lost_of: LostOf = lambda vector: None,
+) -> AsyncIterator[Api]:
+    """A node on a free port, ended afterwards. others: the region of each other node."""
     randomness = random.Random(7)
     store = RedisStore(
         valkey.url,
@@ -275,8 +284,9 @@ async def running_api(valkey: RealValkey, limits: WatchLimits | None = None) -> 
         tail = Tail(store, 10_000)
         following = asyncio.create_task(tail.run())
         stack.push_async_callback(_cancelled, following)
+        concerns = Concerns(store, {"node1": "us-west-1", **others})
         app = native_app(
-            OnlyOne(store, tail),
+            OnlyOne(store, tail, concerns, lost_of),
             node=node,
             health=lambda: (not health.get("reasons"), health),
             watch_limits=limits,
@@ -291,7 +301,7 @@ async def running_api(valkey: RealValkey, limits: WatchLimits | None = None) -> 
                 cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=30)
             )
         )
-        yield Api(f"http://127.0.0.1:{port}", store, valkey, session, health, runner)
+        yield Api(f"http://127.0.0.1:{port}", store, valkey, session, health, runner, concerns)
 
 
 @pytest.fixture

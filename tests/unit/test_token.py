@@ -1,6 +1,7 @@
 """Tokens come back as they were given; anything else is refused, never an accident."""
 
 import base64
+import zlib
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ SETS = st.frozensets(NODES, min_size=1, max_size=3)
 PARTITIONS = st.just(GLOBAL) | st.builds(partition_of, SETS)
 TOKENS = st.builds(Token, NODES, TIMES, st.dictionaries(ORIGINS, TIMES, max_size=20), PARTITIONS)
 ONE = Token("node1", 1_790_000_000_000_000, {"node1.mwsgf5bo35gt": 1_790_000_000_000_000})
-TEXT_OF_ONE = "1bm9kZTF8MTc5MDAwMDAwMDAwMDAwMHxub2RlMS5td3NnZjVibzM1Z3Q6MTc5MDAwMDAwMDAwMDAwMA"
+TEXT_OF_ONE = "2bm9kZTF8MTc5MDAwMDAwMDAwMDAwMHxub2RlMS5td3NnZjVibzM1Z3Q6MTc5MDAwMDAwMDAwMDAwMPHj7Dk"
 
 
 def is_refused(text: str) -> bool:
@@ -33,14 +34,16 @@ def test_a_token_of_some_regions_names_their_partition() -> None:
     of_eu = ONE._replace(partition=partition_of({"eu-central-1"}))
     assert of_eu.encode() != ONE.encode()
     assert Token.decode(of_eu.encode()) == of_eu
-    assert is_refused("2" + TEXT_OF_ONE[1:]), "a partition is missing"
+    assert is_refused("3" + TEXT_OF_ONE[1:]), "a partition is missing"
     for partition in ("global.0", "", "SET.0", "set", "set-1.0|x"):
-        assert is_refused(spelled(f"{partition}|node1|5|node1.a:5", kind="2")), partition
+        assert is_refused(spelled(f"{partition}|node1|5|node1.a:5", kind="3")), partition
 
 
-def spelled(inner: str, kind: str = "1") -> str:
-    """A token whose inside is this text."""
-    return kind + base64.urlsafe_b64encode(inner.encode()).decode().rstrip("=")
+def spelled(inner: str, kind: str = "2") -> str:
+    """A token whose inside is this text, with a true checksum."""
+    raw = inner.encode()
+    marked = raw + zlib.crc32(raw).to_bytes(4, "big")
+    return kind + base64.urlsafe_b64encode(marked).decode().rstrip("=")
 
 
 @given(TOKENS)
@@ -57,39 +60,47 @@ def test_the_format_is_the_one_that_clients_hold() -> None:
 
 @given(st.text(st.characters(codec=None)))
 def test_any_text_is_a_token_or_refused(text: str) -> None:
-    for spelling in (text, "1" + text, "2" + text):
+    for spelling in (text, "2" + text, "3" + text):
         assert is_refused(spelling) or Token.decode(spelling)
 
 
 @given(st.binary())
 def test_any_bytes_inside_are_a_token_or_refused(raw: bytes) -> None:
-    inner = base64.urlsafe_b64encode(raw).decode().rstrip("=")
-    for text in ("1" + inner, "2" + inner):
-        assert is_refused(text) or Token.decode(text)
+    for marked in (raw, raw + zlib.crc32(raw).to_bytes(4, "big")):
+        inner = base64.urlsafe_b64encode(marked).decode().rstrip("=")
+        for text in ("2" + inner, "3" + inner):
+            assert is_refused(text) or Token.decode(text)
 
 
 @given(TOKENS, st.data())
-def test_a_token_with_a_fault_is_another_or_refused(token: Token, data: st.DataObject) -> None:
+def test_a_token_with_a_fault_is_refused(token: Token, data: st.DataObject) -> None:
     text = token.encode()
     place = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(place, len(text)))
     faulty = text[:place] + data.draw(st.text(max_size=5)) + text[end:]
-    assert is_refused(faulty) or Token.decode(faulty)
+    # The last character has bits that mean nothing.
+    assert is_refused(faulty) or Token.decode(faulty) == token
+
+
+@given(TOKENS)
+def test_a_token_that_was_cut_short_does_not_ask_for_less(token: Token) -> None:
+    text = token.encode()
+    assert all(is_refused(text[:length]) for length in range(len(text)))
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "1", "0", "token", "null", "1====", "1=", "1AA", "1\n", " " + TEXT_OF_ONE),
+        *("", "2", "0", "token", "null", "2====", "2=", "2AA", "2\n", " " + TEXT_OF_ONE),
         TEXT_OF_ONE + "\n",
         TEXT_OF_ONE[1:],
-        "2" + TEXT_OF_ONE[1:],
+        "1" + TEXT_OF_ONE[1:],
         TEXT_OF_ONE[:-1],
         TEXT_OF_ONE + "é",
         TEXT_OF_ONE.replace("b", "%"),
-        "1\ud800",
+        "2\ud800",
         "x" * 10_000,
-        "1" + "A" * 10_000_000,
+        "2" + "A" * 10_000_000,
     ],
 )
 def test_what_is_no_token(text: str) -> None:
@@ -115,6 +126,8 @@ def test_what_is_no_token(text: str) -> None:
         "node1|5 |node1.a:5",
         "Node1|5",
         "node1|" + "9" * 17,
+        f"node1|{2**53}",
+        f"node1|5|node1.a:{2**53}",
         "n" * 33 + "|5",
         "node1|٥|node1.a:5",
         "node1|5|node1.a:٥",
