@@ -1,6 +1,7 @@
 """Tenants that are bound to regions: nothing of them leaves these, and nothing of them is lost.
 
-One story on real processes: `shop-*` may be in two of three regions, `vault` in one of them.
+One story on real processes: `shop-*` may be in two of three regions and is at home in one of these,
+so that its writes are forwarded; `vault` may be in one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sidecar.core.token import Token
 from tests.captured import all_said
 from tests.e2e.conftest import MakeWorld
 from tests.waiting import wait_until
@@ -17,7 +19,7 @@ from tests.world import DELETE, LIST, REGIONS, WATCH, WRITE, Answer, Node, World
 US, EU, AP = REGIONS
 SHOP, VAULT = "shop-quagga", "vault"
 EVALUATION = "/access/v1/evaluation"
-TENANTS = {"shop-*": {"regions": [US, EU]}, VAULT: {"regions": [US]}}
+TENANTS = {"shop-*": {"home": EU, "regions": [US, EU]}, VAULT: {"regions": [US]}}
 # What no other region may ever see: names of the tenants, and of what their relationships name.
 OF_SHOP = (SHOP.encode(), b"zebra", b"okapi", b"gnu-hours")
 OF_VAULT = (VAULT.encode(), b"wombat", b"dingo")
@@ -40,10 +42,16 @@ def everywhere(number: int) -> dict[str, str]:
 
 
 def change(node: Node, path: str, tenant: str, relationships: Iterable[Mapping[str, Any]]) -> str:
-    """The token of a write."""
-    answer = node.post(path, {"relationships": list(relationships)}, X_Tenant=tenant)
-    assert answer.status == 200, f"{node.name}: {answer}"
-    return str(answer.body["token"])
+    """The token of a write; a home that has just started, or come back, is waited for."""
+    body, answers = {"relationships": list(relationships)}, list[Answer]()
+
+    def is_written() -> bool:
+        answers.append(node.post(path, body, X_Tenant=tenant))
+        return answers[-1].status != 503
+
+    wait_until(is_written, lambda: f"{node.name} writes: {answers[-1]}")
+    assert answers[-1].status == 200, f"{node.name}: {answers[-1]}"
+    return str(answers[-1].body["token"])
 
 
 def resources(node: Node, tenant: str) -> set[str]:
@@ -74,6 +82,7 @@ def world(make_world: MakeWorld, captured: dict[tuple[str, str], list[bytearray]
     world = make_world(
         3,
         replication={
+            "strategy": "multi_master",
             "tenants": TENANTS,
             "anti_entropy_interval_s": 1,
             "feed_retention_s": 5,
@@ -128,6 +137,8 @@ def test_a_bound_tenant_never_leaves_its_regions_and_is_not_lost_in_them(
     # Large enough to travel compressed.
     change(us, WRITE, SHOP, map(shop, range(400)))
     change(us, WRITE, VAULT, map(in_vault, range(20)))
+    written = us.post(WRITE, {"relationships": [shop(1)]}, X_Tenant=SHOP)
+    assert written.headers["X-Served-By"] == f"{EU}/{eu.name}", "it is at home there"
     token = change(eu, WRITE, SHOP, map(shop, range(1_000, 1_100)))
     read = us.post(LIST, {}, X_Tenant=SHOP, X_Revision_Token=token)
     assert read.status == 200, "a token of one of its regions is good in the other"
@@ -198,11 +209,18 @@ def refused_elsewhere(us: Node, eu: Node, ap: Node, token: str) -> None:
     }
     for path, body in bodies.items():
         assert_not_here(ap.post(path, body, X_Tenant=SHOP), (US, EU))
+        assert_not_here(ap.post(path, body, X_Tenant=SHOP, Idempotency_Key="once"), (US, EU))
         assert_not_here(eu.post(path, body, X_Tenant=VAULT), (US,))
     for tenant, text in (("default", token), (VAULT, token), (SHOP, us.page(1)["token"])):
         mixed = us.post(LIST, {}, X_Tenant=tenant, X_Revision_Token=text)
         assert (mixed.status, mixed.body["error"]) == (400, "invalid_token"), tenant
         assert "bound to other regions" in mixed.body["message"]
+    # Anyone can make a token: one that names a node outside leads nobody there.
+    forged = Token.decode(token)._replace(node=ap.name, vector={f"{ap.name}.zzzzzzzzzzzz": 2**52})
+    sent = {"X_Consistency": "origin", "X_Consistency_Timeout_Ms": "1"}
+    answer = us.post(LIST, {}, X_Tenant=SHOP, X_Revision_Token=forged.encode(), **sent)
+    assert answer.status in (400, 409), answer
+    assert answer.headers["X-Served-By"] == f"{US}/{us.name}"
 
 
 def told_apart(us: Node, ap: Node) -> None:
