@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sidecar.api.cursors import Place
 from sidecar.core.residency import partition_of
 from sidecar.core.token import Token
 from sidecar.store.keys import Keys
@@ -224,7 +225,7 @@ def refused_elsewhere(us: Node, eu: Node, ap: Node, token: str) -> None:
 
 
 def told_apart(us: Node, ap: Node) -> None:
-    """Status says how each partition does; metrics are those of the node."""
+    """Status says how each partition does, cursors are of one of them, metrics of the node."""
     status = ask(us.admin_port, "GET", "/status").body
     regions = sorted(tuple(one["regions"]) for one in status["partitions"].values())
     assert regions == [(EU, US), (US,)]
@@ -235,6 +236,11 @@ def told_apart(us: Node, ap: Node) -> None:
     assert status["targets"].keys() == {"node2", "node3"}
     assert us.metric("targets_total") == us.metric("targets_connected") == 2
     assert ask(ap.admin_port, "GET", "/status").body["partitions"] == {}
+    feed = Place(status["origin"], int(status["revision"])).encode()
+    mixed = us.post(WATCH, {"cursor": feed}, X_Tenant=SHOP)
+    assert (mixed.status, mixed.body["error"]) == (410, "write_lost")
+    mixed = us.post(LIST, {"cursor": us.page(limit=1)["cursor"]}, X_Tenant=SHOP)
+    assert (mixed.status, mixed.body["error"]) == (400, "invalid_cursor")
     shown = sidecar("status", "--url", f"http://127.0.0.1:{us.admin_port}").stdout
     assert f"{EU}, {US}" in shown
 
