@@ -31,16 +31,12 @@ async def check_placement(
         # Asked first: a full Redis takes no SADD, and must open.
         await link.call("SADD", keys.partitions, keys.partition)
     for partition in sorted(looked_at):
-        found = await _strangers(link, keys.of(partition), partition_of)
+        stored = await link.call("SMEMBERS", keys.of(partition).tenants)
+        tenants = sorted(name.decode() for name in stored)
+        strangers = [t for t in tenants if partition not in here or partition_of(t) != partition]
+        found = [t for t in strangers if await _shows(link, keys.of(partition), t)]
         if found:
             raise _elsewhere(partition, found)
-
-
-async def _strangers(link: Link, keys: Keys, partition_of: Callable[[str], str]) -> list[str]:
-    """The tenants that have visible tuples in a partition in which they do not belong."""
-    stored = sorted(name.decode() for name in await link.call("SMEMBERS", keys.tenants))
-    strangers = (tenant for tenant in stored if partition_of(tenant) != keys.partition)
-    return [tenant for tenant in strangers if await _shows(link, keys, tenant)]
 
 
 async def _shows(link: Link, keys: Keys, tenant: str) -> bool:

@@ -22,20 +22,22 @@ Bound = Mapping[str, Sequence[RegionId]]
 
 
 @asynccontextmanager
-async def opened(valkey: RealValkey, partition: str, bound: Bound) -> AsyncIterator[Node]:
-    """A partition of node1 under settings that bind these tenants, node1 being in EU."""
+async def opened(
+    valkey: RealValkey, partition: str, bound: Bound, region: RegionId = EU
+) -> AsyncIterator[Node]:
+    """A partition of node1, in this region, under settings that bind these tenants."""
     places = {name: Place(None, frozenset(regions)) for name, regions in bound.items()}
     residency = Residency(Tenants(places))
-    here = {GLOBAL, *(name for name, regions in residency.sets.items() if EU in regions)}
+    here = {GLOBAL, *(name for name, regions in residency.sets.items() if region in regions)}
     check = functools.partial(check_placement, here=here, partition_of=residency.partition_of)
     async with running_node(valkey, "node1", partition=partition, check=check) as node:
         await node.store.opened()
         yield node
 
 
-async def refusal(valkey: RealValkey, partition: str, bound: Bound) -> str:
+async def refusal(valkey: RealValkey, partition: str, bound: Bound, region: RegionId = EU) -> str:
     with pytest.raises(Refused) as refused:
-        async with opened(valkey, partition, bound):
+        async with opened(valkey, partition, bound, region):
             pass
     assert refused.value.code == "tenant_elsewhere"
     assert "export the tenant, delete it, change `regions` on all nodes" in refused.value.message
@@ -70,6 +72,8 @@ async def test_a_tenant_whose_set_has_changed_is_found_in_the_former_one(
     )
     for after in ({"acme": [EU, US]}, {}, {"acme": [US]}):
         assert f"acme are stored in partition {IN_EU}" in await refusal(valkey, GLOBAL, after)
+    # Nor may a node take what it has into another region.
+    assert f"acme are stored in partition {IN_EU}" in await refusal(valkey, GLOBAL, before, US)
     async with opened(valkey, IN_EU, before) as node:
         await node.write("-doc:1 viewer user:a", tenant="acme")
     async with opened(valkey, GLOBAL, {"acme": [EU, US]}):
