@@ -12,6 +12,7 @@ from aiohttp import web
 
 from sidecar.api.answers import Answers, Route
 from sidecar.core.router import NodeHealth, RequestType, Router
+from sidecar.core.tenants import Place, Tenants
 from sidecar.core.token import Token
 from sidecar.core.topology import NodeId, RegionId, ReplicationStrategy, TopologyBuilder, ZoneId
 from sidecar.errors import Refused, Unavailable
@@ -84,7 +85,9 @@ async def made() -> AsyncIterator[Deployment]:
         def health_of(node: NodeId) -> NodeHealth:
             return deployment.health.get(node, NodeHealth.HEALTHY)
 
-        router = Router(topology, NodeId("n1"), health_of)
+        bound = Place(None, frozenset({RegionId("r1"), RegionId("r2")}))
+        tenants = Tenants({"bound": bound})
+        router = Router(topology, NodeId("n1"), health_of, tenants=tenants)
         forwarder = Forwarder(
             router,
             topology,
@@ -270,6 +273,25 @@ async def test_a_token_that_is_not_reached_here_is_asked_of_its_node(made: Deplo
     assert await made.code("/read", token) == "token_not_reached"
     own = {"X-Revision-Token": Token("n1", 7, {"n1.abc": 7}).encode()}
     assert await made.code("/read", own | origin) == "token_not_reached"
+
+
+async def test_a_bound_tenant_is_not_passed_on_to_where_it_may_not_be(made: Deployment) -> None:
+    """Not where all others are away, and not where a token leads, which anyone can make."""
+    failure: list[Refused | Unavailable] = [Unavailable("catching_up", "it catches up")]
+
+    async def fails(request: web.Request) -> web.Response:
+        raise failure[0]
+
+    made.here = fails
+    made.health["n2"] = NodeHealth.UNREACHABLE
+    await made.let_serve(n3=says("from outside"))
+    assert await made.code("/read", {"X-Tenant": "bound"}) == "catching_up"
+    failure[0] = Refused("token_not_reached", "not yet", 409)
+    token = Token("n3", 5, {"n3.abc": 5}).encode()
+    forged = {"X-Tenant": "bound", "X-Consistency": "origin", "X-Revision-Token": token}
+    assert await made.code("/read", forged) == "token_not_reached"
+    assert made.asked == []
+    assert (await made.ask("/read", {**forged, "X-Tenant": "other"}))[2] == b"from outside"
 
 
 async def test_a_long_answer_streams(made: Deployment) -> None:
