@@ -28,6 +28,7 @@ from sidecar.partition import Partition
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
 from sidecar.peer.inspection import Inspection
+from sidecar.peer.promoting import Promoting
 from sidecar.peer.server import peer_app
 from sidecar.store.embedded import EmbeddedValkey
 
@@ -70,7 +71,10 @@ async def _serve(
     )
 
     answers = Answers(node)
-    operations = Operations(node, store, peers, shipping, answers)
+    promoting = Promoting(partition.promotion, answers)
+    operations = Operations(
+        node, store, peers, shipping, answers, primacy=partition.primacy, promote=promoting.promote
+    )
     admin = admin_app(metrics, health, ConflictLog(store, answers), operations)
     inspection = Inspection(partition.digests, partition.me, answers)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
@@ -79,7 +83,7 @@ async def _serve(
             "peer",
             config.peer_address,
             web.AppRunner(
-                peer_app(partition.receiver, health, inspection),
+                peer_app(partition.receiver, health, inspection, promoting),
                 access_log=None,
                 shutdown_timeout=2.0,
             ),

@@ -383,7 +383,7 @@ def check_runnable(config: Config) -> None:
 
 def _not_available(config: Config) -> Iterator[Problem]:
     replication = config.replication
-    if replication.strategy is not ReplicationStrategy.ACTIVE_ACTIVE:
+    if replication.strategy is ReplicationStrategy.MULTI_MASTER:
         text = f"{replication.strategy} is"
         yield Problem(("replication", "strategy"), text)
     if replication.conflict_resolution is ConflictResolutionStrategy.CUSTOM:

@@ -13,6 +13,8 @@ from typing import Self
 from sidecar.agent.collect import collect
 from sidecar.agent.digests import Digests
 from sidecar.agent.peers import Peers
+from sidecar.agent.primacy import Primacy
+from sidecar.agent.promotion import Promotion
 from sidecar.agent.scrub import Scrub
 from sidecar.agent.ship import Retries, Shipping, Target
 from sidecar.agent.tail import Tail
@@ -70,6 +72,8 @@ class Partition:
             rules=rules.fingerprint,
         )
         self.tail = Tail(self.store, agent.buffer_size)
+        self.primacy = Primacy(self.store, topology, node.region, metrics)
+        self.store.fence_by(self.primacy.refusal)
         self.peers = Peers(
             self.store,
             node.id,
@@ -78,6 +82,10 @@ class Partition:
             neighbours(graph, node.id),
             wall_us=now_us,
             max_ahead_us=replication.max_clock_skew_ms * 1000,
+            primacy=self.primacy,
+        )
+        self.promotion = Promotion(
+            node, topology, self.store, self.peers, primacy=self.primacy, calls=calls
         )
         self.shipping = Shipping(
             self.store,
@@ -137,6 +145,7 @@ class Partition:
             self._trimming.run(),
             collect(self.store, self.peers, self._metrics),
             self.scrub.run(),
+            self.primacy.run(),
         )
 
 

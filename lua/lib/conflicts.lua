@@ -1,4 +1,5 @@
--- conflicts: the log of conflicts, one entry for each that is counted.
+-- conflicts: the log of conflicts, one entry for each that is counted, and one for each change that
+-- a promotion found unshipped.
 -- An entry is written together with the state it tells of, and after everything was validated: it
 -- can neither be refused alone nor be there without its state.
 -- @include keys
@@ -27,5 +28,21 @@ do
       'relation', change.relation, 'subject', change.subject, 'strategy', rules.name,
       'resolved', winner == arrived and 'remote' or 'local', 'winner', who,
       'stored', text(stored), 'arrived', text(arrived))
+  end
+
+  -- A change that a region made which was no primary any more, by the epoch of another one.
+  -- revision: as above; the transaction itself is in the feed at its timestamp.
+  function conflicts.add_fenced(revision, now_us, tx, change, epoch)
+    count = revision == last and count + 1 or 0
+    last = revision
+    redis.call('XADD', keys.conflicts, 'MAXLEN', '~', most,
+      number.text(revision) .. '-' .. count,
+      'kind', 'fenced', 'listed_us', number.text(now_us), 'tenant', tx.tenant,
+      'resource', change.resource, 'relation', change.relation, 'subject', change.subject,
+      'epoch', number.text(epoch.number), 'primary', epoch.region,
+      'written', text({
+        at = tx.timestamp, origin = tx.origin, insert = change.insert,
+        condition = change.condition, expires_at = change.expires_at,
+      }))
   end
 end

@@ -1,4 +1,4 @@
-"""What an operator does on the admin listener: look, accept a loss, drop what is parked.
+"""What an operator does on the admin listener: look, accept a loss, drop what is parked, promote.
 
 Owns the paths, what they answer, and that each deliberate step is logged. What the steps do is
 decided by `Peers` and in Redis.
@@ -11,6 +11,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from sidecar.agent.peers import Peers
+from sidecar.agent.primacy import Primacy
 from sidecar.agent.ship import Shipping, Target
 from sidecar.api.answers import Answers, Route, compact
 from sidecar.core.relationship import BUCKETS
@@ -27,6 +28,7 @@ STATUS: Final = "/status"
 ACCEPT_LOSS: Final = "/accept-loss"
 PARKED: Final = "/parked"
 DROP: Final = "/parked/drop"
+PROMOTE: Final = "/promote"
 
 MAX_BODY_BYTES = 4096
 MAX_TIMESTAMP_DIGITS = 16
@@ -45,9 +47,13 @@ class Operations:
         peers: Peers,
         shipping: Shipping,
         answers: Answers,
+        *,
+        primacy: Primacy,
+        promote: Route,
     ) -> None:
         self._node, self._store, self._peers = node, store, peers
         self._shipping, self._answers = shipping, answers
+        self._primacy, self._promote = primacy, promote
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, with JSON also for what aiohttp would answer in plain text."""
@@ -56,6 +62,7 @@ class Operations:
             ("POST", ACCEPT_LOSS, self._accept_loss),
             ("GET", PARKED, self._list_parked),
             ("POST", DROP, self._drop),
+            ("POST", PROMOTE, self._promote),
         )
         for method, path, route in routes:
             guarded = self._answers.guarded(route)
@@ -82,6 +89,8 @@ class Operations:
             "takes_no_writes_because": (
                 store.takes_no_writes_because or store.full_because or None
             ),
+            "primary": self._primacy.region,
+            "epoch": self._primacy.epoch and self._primacy.epoch.to_json(),
             "origin": store.origin,
             "behind": encode_vector(store.behind),
             "revision": str(store.revision),
