@@ -17,11 +17,14 @@ from sidecar.core.topology import RegionId, ReplicationStrategy, Topology
 from sidecar.core.vector import Vector
 from sidecar.errors import Refused, Unavailable
 from sidecar.metrics import Metrics
+from sidecar.store.calls import Phase
 from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+ASK_S = 1.0
+"""So long a node without data of its own waits for a peer to say who the primary is."""
 
 
 class Primacy:
@@ -46,6 +49,7 @@ class Primacy:
         self._newest: Epoch | None = None
         self.epoch: Epoch | None = None
         self._is_loaded = False
+        self._asks_until = now_s() + ASK_S
         self._held: tuple[float, str] | None = None
         self._raising = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -82,6 +86,8 @@ class Primacy:
             )
         if is_above(self._newest, self.epoch):
             return Unavailable("starting", f"the promotion of {self._home} is not stored here yet")
+        if self._store.phase is Phase.EXPOSED and self._now_s() < self._asks_until:
+            return Unavailable("starting", "this node asks its peers who the primary is")
         return None
 
     def _by(self) -> str:
@@ -107,6 +113,7 @@ class Primacy:
             return
         heard = decode_epoch(value)
         if is_above(heard, self._newest):
+            # From here on, also while Redis is away.
             self._newest, self._held = heard, None
         if is_above(self._newest, self.epoch):
             await self._store_epoch()
@@ -132,6 +139,8 @@ class Primacy:
         return raised.vector
 
     def _take(self, stored: Epoch | None) -> None:
+        if not self._is_loaded:
+            self._asks_until = self._now_s() + ASK_S
         is_first, self._is_loaded = not self._is_loaded, True
         if not self.is_used or stored is None:
             return

@@ -288,11 +288,11 @@ def test_check_config_says_what_a_file_means_and_run_refuses_what_is_not_there()
     said = succeeded("check-config", file, "--node", "node2").decode()
     assert "node2 at localhost:50052, zone eu-central-1a  <- this node" in said
     assert "us-west-1 (US West 1) ships to eu-central-1" in said
-    other = str(DATA / "seed-three-region-primary-replica.yaml")
+    other = str(DATA / "seed-multi-master.yaml")
     assert "note: `sidecar run` refuses this: replication.strategy" in (
         succeeded("check-config", other).decode()
     )
-    assert "replication.strategy: primary_replica" in complaint(2, "run", "--config", other)
+    assert "replication.strategy: multi_master" in complaint(2, "run", "--config", other)
     assert "node9" in complaint(2, "check-config", file, "--node", "node9")
 
 

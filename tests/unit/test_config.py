@@ -418,7 +418,6 @@ def test_settings_do_not_change_once_read() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint_is"),
     [
-        ("replication: {strategy: primary_replica}", "replication.strategy: primary_replica is"),
         ("replication: {strategy: multi_master}", "replication.strategy: multi_master is"),
         (
             "replication: {conflict_resolution: custom, custom_script: a.lua}",
