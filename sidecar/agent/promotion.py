@@ -108,6 +108,14 @@ class Promotion:
         """The same for the region of this node alone."""
         if region != self._node.region or not self._primacy.is_used:
             raise Refused("wrong_node", f"{self._node.id} cannot make {region} the primary", 409)
+        unreached = {r.id for r in self._topology.regions} - self._topology.reachable_from(region)
+        if unreached:
+            raise Refused(
+                "unreached",
+                f"writes of {region} would never reach {', '.join(sorted(unreached))}: see "
+                "replication_targets",
+                409,
+            )
         async with self._one_at_a_time:
             return (await self._promote(wait_s)).to_json()
 

@@ -234,11 +234,12 @@ def test_a_node_that_has_lost_its_data_hears_who_the_primary_is_before_it_writes
     check_equal(world, clients)
     assert clients["node1"].acknowledged == []
     assert epochs(world) == [("eu-central-1", 1)] * 3
+    since = us.log.rindex("embedded Valkey ready")
+    assert us.log.index("takes no writes", since) < us.log.index("node may write", since)
 
 
 def test_two_promotions_at_once_end_with_one_primary(world: World) -> None:
     us, _, ap = world.nodes
-    before = fenced(us)
     results: dict[str, Answer] = {}
 
     def promote(node: Node) -> None:
@@ -268,8 +269,6 @@ def test_two_promotions_at_once_end_with_one_primary(world: World) -> None:
         # The other one was told so, or had been the primary for a moment.
         if region != primary and answer.status != 200:
             assert (answer.status, answer.body["error"]) == (409, "higher_epoch"), answer
-    # And nothing that was taken meanwhile is unaccounted for.
-    assert fenced(us)[-len(before) :] == before if before else True
 
 
 def test_waiting_drains_the_old_primary_or_changes_nothing(world: World) -> None:
