@@ -5,36 +5,34 @@ but the command line.
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 
-import tenacity
 from aiohttp import web
 
 from sidecar import logs
 from sidecar.admin.conflicts import ConflictLog
 from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
+from sidecar.agent.probe import Probes
 from sidecar.api.answers import Answers
 from sidecar.api.listener import AppListener
-from sidecar.api.native import app_listener, native_app
+from sidecar.api.native import app_listener, native_app, serve_forwarded
 from sidecar.config import Address, Config
-from sidecar.endings import end
-from sidecar.errors import Refused, Unavailable, ungrouped
+from sidecar.core.router import Router
+from sidecar.errors import ungrouped
 from sidecar.health import Health
 from sidecar.metrics import Metrics
 from sidecar.partition import Partition
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
+from sidecar.peer.forward import Forwarder
 from sidecar.peer.inspection import Inspection
 from sidecar.peer.promoting import Promoting
 from sidecar.peer.server import peer_app
-from sidecar.store.embedded import EmbeddedValkey
+from sidecar.serving import listening, redis_url, running
 
 log = logging.getLogger(__name__)
-
-EMBEDDED = "embedded:"
 
 
 async def run_node(
@@ -59,44 +57,74 @@ async def _serve(
     node = config.this_node
     timeout_s = float(config.replication.agent.request_timeout_secs)
     loops = await stack.enter_async_context(asyncio.TaskGroup())
-    url = await _redis_url(config, stack, loops)
+    url = await redis_url(config, stack, loops)
     metrics = Metrics()
     dialler = await stack.enter_async_context(Dialler(timeout_s))
     calls = await stack.enter_async_context(PeerCalls(timeout_s))
     partition = await stack.enter_async_context(Partition(config, url, metrics, dialler, calls))
     store, peers, shipping = partition.store, partition.peers, partition.shipping
     health = Health(node, store, shipping.targets, partition.scrub.reasons)
+    others = [other for other in config.topology.nodes() if other.id != node.id]
+    probes = Probes(others, calls, health.seen_by_router, metrics)
+    router = Router(
+        config.topology,
+        node.id,
+        probes.health_of,
+        primary=lambda: partition.primacy.region,
+        tenants=config.tenants,
+    )
+    forwarder = await stack.enter_async_context(
+        Forwarder(
+            router,
+            config.topology,
+            node.id,
+            doubt=probes.doubt,
+            forwarded=metrics.forwarded,
+        )
+    )
     native = native_app(
-        store=store, tail=partition.tail, node=node, health=health.check, lost_of=peers.lost_of
+        store=store,
+        tail=partition.tail,
+        node=node,
+        health=health.check,
+        concerns=partition.concerns,
+        lost_of=peers.lost_of,
+        stranger_among=peers.stranger_among,
+        routed=forwarder.routed,
     )
 
     answers = Answers(node)
     promoting = Promoting(partition.promotion, answers)
     operations = Operations(
-        node, store, peers, shipping, answers, primacy=partition.primacy, promote=promoting.promote
+        node,
+        store,
+        peers,
+        shipping,
+        answers,
+        primacy=partition.primacy,
+        promote=promoting.promote,
+        probes=probes,
     )
     admin = admin_app(metrics, health, ConflictLog(store, answers), operations)
     inspection = Inspection(partition.digests, partition.me, answers)
+    peer = peer_app(partition.receiver, health, inspection, promoting)
+    serve_forwarded(peer, native)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
         ("admin", config.admin_address, AppListener(admin, answers)),
         (
             "peer",
             config.peer_address,
-            web.AppRunner(
-                peer_app(partition.receiver, health, inspection, promoting),
-                access_log=None,
-                shutdown_timeout=2.0,
-            ),
+            web.AppRunner(peer, access_log=None, shutdown_timeout=2.0),
         ),
     ]
     for name, address, runner in listeners:
-        await stack.enter_async_context(_listening(name, address, runner))
-    await stack.enter_async_context(_running(loops, *partition.loops()))
+        await stack.enter_async_context(listening(name, address, runner))
+    await stack.enter_async_context(running(loops, *partition.loops(), probes.run()))
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
     stack.push_async_callback(shipping.hand_over, min(2.0, config.drain_timeout_s))
     runner = app_listener(native, shutdown_timeout=float(config.drain_timeout_s))
-    await stack.enter_async_context(_listening("app", config.app_address, runner))
+    await stack.enter_async_context(listening("app", config.app_address, runner))
 
     stopped = asyncio.create_task(stop.wait())
     opened = asyncio.create_task(store.opened())
@@ -112,69 +140,3 @@ async def _serve(
     opened.cancel()
     await stopped
     log.info("node stopping", extra={"node": node.id})
-
-
-async def _redis_url(config: Config, stack: AsyncExitStack, loops: asyncio.TaskGroup) -> str:
-    url = config.redis.url
-    if not url.startswith(EMBEDDED):
-        return url
-    valkey = await stack.enter_async_context(EmbeddedValkey(Path(url.removeprefix(EMBEDDED))))
-    await stack.enter_async_context(_running(loops, _keep_alive(valkey)))
-    return valkey.url
-
-
-async def _keep_alive(valkey: EmbeddedValkey) -> None:
-    """Start the embedded server again whenever it ends; its data is in its folder."""
-    restarting = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(Unavailable),
-        wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1),
-        before_sleep=lambda attempt: log.error(
-            "embedded Valkey does not start",
-            extra={"reason": str(attempt.outcome and attempt.outcome.exception())},
-        ),
-    )
-    while True:
-        code = await valkey.wait()
-        log.error("embedded Valkey ended, starting it again", extra={"exit_code": code})
-        await restarting(valkey.restart)
-
-
-@asynccontextmanager
-async def _running(
-    loops: asyncio.TaskGroup, *parts: Coroutine[None, None, None]
-) -> AsyncIterator[None]:
-    """Loops of this node; the first that fails ends the node with its reason."""
-    tasks = [loops.create_task(part) for part in parts]
-    try:
-        yield
-    finally:
-        await end(tasks)
-
-
-@asynccontextmanager
-async def _listening(name: str, address: Address, runner: web.AppRunner) -> AsyncIterator[None]:
-    host, port = address
-    await runner.setup()
-    try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            raise Refused(
-                "cannot_listen",
-                f"listen.{name}: cannot listen on {address}: {error.strerror}; end what uses it "
-                "or choose another address",
-            ) from error
-        if name != "app" and not _is_loopback(host):
-            log.warning(
-                "listener without authentication is open to the network; protect it with a "
-                "network policy",
-                extra={"listener": name, "address": str(address)},
-            )
-        yield
-    finally:
-        with suppress(asyncio.CancelledError):
-            await runner.cleanup()
-
-
-def _is_loopback(host: str) -> bool:
-    return host in {"localhost", "::1"} or host.startswith("127.")

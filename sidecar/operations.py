@@ -119,10 +119,7 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
         yield "serves nothing", status["serves_not_because"]
     if status["takes_no_writes_because"]:
         yield "takes no writes", status["takes_no_writes_because"]
-    if status["primary"]:
-        epoch = status["epoch"]
-        by = f"promoted, epoch {epoch['number']}" if epoch else "by is_primary"
-        yield "primary", f"{status['primary']}, {by}"
+    yield from _primacy(status)
     yield "incarnation", status["origin"] or "none yet"
     if status["feed_length"] is not None:
         trimmed = int(status["trimmed"])
@@ -134,6 +131,9 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
         transfer = status["transfer_in"]
         yield "state transfer", f"from {transfer['source']}, {_share(transfer)}"
     yield "members", ", ".join(status["members"])
+    for node, health in status["health"].items():
+        if health != "healthy":
+            yield "health", f"{node} is {health}"
     if status["removed"]:
         yield "removed nodes", ", ".join(status["removed"])
     durable = status["durable"]
@@ -143,6 +143,13 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
         if durable.get(origin) != timestamp:
             marks += f", durable {durable.get(origin, 0)}"
         yield "has", f"{origin} up to {timestamp}{marks}"
+
+
+def _primacy(status: JsonObject) -> Iterator[tuple[str, str]]:
+    if status["primary"]:
+        epoch = status["epoch"]
+        by = f"promoted, epoch {epoch['number']}" if epoch else "by is_primary"
+        yield "primary", f"{status['primary']}, {by}"
 
 
 def _held(status: JsonObject) -> str:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from sidecar.agent.collect import collect
+from sidecar.agent.concern import Concerns
 from sidecar.agent.digests import Digests
 from sidecar.agent.peers import Peers
 from sidecar.agent.primacy import Primacy
@@ -33,45 +34,66 @@ from sidecar.peer.server import Receiver
 from sidecar.store.redis_store import PARTITIONS, RedisStore
 
 
+def store_of(config: Config, url: str, metrics: Metrics) -> RedisStore:
+    """The store of `config.this_node` at the Redis `url`, not yet opened."""
+    return RedisStore(
+        url,
+        prefix=config.redis.prefix,
+        node=config.this_node.id,
+        rules=rules_of(config),
+        metrics=metrics,
+        now_us=now_us,
+        random_bits=random.SystemRandom().getrandbits,
+        has_peers=len(config.topology.nodes()) > 1,
+        max_clock_skew_ms=config.replication.max_clock_skew_ms,
+        timeout_s=float(config.replication.agent.request_timeout_secs),
+    )
+
+
+def rules_of(config: Config) -> Rules:
+    """Who wins, for all nodes of the topology."""
+    regions = {str(n.id): str(n.region) for n in config.topology.nodes()}
+    replication = config.replication
+    return Rules.of(replication.conflict_resolution, replication.region_priorities, regions)
+
+
 class Partition:
     """The store of `config.this_node` at the Redis `url`, its feed, its peers and its sessions.
 
     Use as an async context manager: it opens the store and closes it. `loops` are to run meanwhile.
+    tail: of a store that somebody else opens and closes, to be used instead of one at `url`.
     """
 
     def __init__(
-        self, config: Config, url: str, metrics: Metrics, dialler: Dialler, calls: PeerCalls
+        self,
+        config: Config,
+        url: str,
+        metrics: Metrics,
+        dialler: Dialler,
+        calls: PeerCalls,
+        *,
+        tail: Tail | None = None,
     ) -> None:
         node, topology, replication = config.this_node, config.topology, config.replication
         agent = replication.agent
         timeout_s = float(agent.request_timeout_secs)
         regions = {str(n.id): str(n.region) for n in topology.nodes()}
-        rules = Rules.of(replication.conflict_resolution, replication.region_priorities, regions)
         graph = {
             str(n.id): [str(t.id) for t in topology.targets_of(n.id)] for n in topology.nodes()
         }
         self._metrics = metrics
-        self.store = RedisStore(
-            url,
-            prefix=config.redis.prefix,
-            node=node.id,
-            rules=rules,
-            metrics=metrics,
-            now_us=now_us,
-            random_bits=random.SystemRandom().getrandbits,
-            has_peers=len(regions) > 1,
-            max_clock_skew_ms=replication.max_clock_skew_ms,
-            timeout_s=timeout_s,
-        )
+        self._opens_store = tail is None
+        self.store = store_of(config, url, metrics) if tail is None else tail.store
         self.me = Party(
             node=node.id,
             region=node.region,
             partition=self.store.keys.partition,
             partitions=PARTITIONS,
             format=FORMAT,
-            rules=rules.fingerprint,
+            rules=self.store.rules.fingerprint,
         )
-        self.tail = Tail(self.store, agent.buffer_size)
+        self.tail = tail or Tail(self.store, agent.buffer_size)
+        self.concerns = Concerns(self.store, regions, topology.reachable_from(node.region))
         self.primacy = Primacy(self.store, topology, node.region, metrics)
         self.store.fence_by(self.primacy.refusal)
         self.peers = Peers(
@@ -82,6 +104,7 @@ class Partition:
             neighbours(graph, node.id),
             wall_us=now_us,
             max_ahead_us=replication.max_clock_skew_ms * 1000,
+            heard=self.concerns.heard,
             primacy=self.primacy,
         )
         self.promotion = Promotion(
@@ -96,6 +119,7 @@ class Partition:
                 Target(target.id, target.endpoint, carried(graph, node.id, target.id))
                 for target in topology.targets_of(node.id)
             ],
+            concerns=self.concerns,
             me=self.me,
             limits=Limits(replication.window, agent.batch_size, int(timeout_s * 1e6)),
             retries=Retries(
@@ -126,7 +150,8 @@ class Partition:
         self.receiver = Receiver(self.store, self.peers, self.me, regions, timeout_s)
 
     async def __aenter__(self) -> Self:
-        await self.store.__aenter__()
+        if self._opens_store:
+            await self.store.__aenter__()
         return self
 
     async def __aexit__(
@@ -135,7 +160,8 @@ class Partition:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.store.__aexit__(kind, error, traceback)
+        if self._opens_store:
+            await self.store.__aexit__(kind, error, traceback)
 
     def loops(self) -> tuple[Coroutine[None, None, None], ...]:
         """What runs as long as the node does."""

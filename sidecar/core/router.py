@@ -7,9 +7,10 @@ Pure decisions: how nodes are is told to it, and what it decides is carried out 
 import itertools
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from hashlib import blake2b
 from typing import NamedTuple
 
-from sidecar.core.tenants import Tenants
+from sidecar.core.tenants import Tenants, not_here
 from sidecar.core.topology import (
     Node,
     NodeId,
@@ -70,15 +71,40 @@ class Router:
     def route(self, request: RequestType, tenant: str = "") -> RoutingDecision:
         """Where a request goes now.
 
-        Raises Unavailable (`no_primary`, `no_home`, `no_healthy_node`) when nothing may serve it.
+        Raises Unavailable (`no_primary`, `no_home`, `no_healthy_node`) when nothing may serve it,
+        Refused("tenant_not_here") when the tenant may not be in this region.
         """
         node = next(self.candidates(request, tenant), None)
         if node is None:
-            raise self._nobody(request, tenant)
+            raise self.nobody(request, tenant)
         return RoutingDecision(node.region, node.id, node.endpoint)
 
+    def only_node(self, tenant: str, key: str) -> Node:
+        """The one node that may serve a write with this idempotency key.
+
+        Another one does not know whether it was carried out already, and could bring back what was
+        deleted since. So it does not depend on who is healthy.
+        """
+        home = self.home(RequestType.WRITE, tenant)
+        if home is None or home == self._here.region:
+            return self._here
+        nodes = self._topology.region(home).nodes()
+        return max(nodes, key=lambda node: blake2b(f"{key}/{node.id}".encode()).digest())
+
+    def is_here(self, request: RequestType, tenant: str = "") -> bool:
+        """Whether this node serves a request itself: the usual case, decided without a search."""
+        home = self.home(request, tenant)
+        if home is not None and home != self._here.region:
+            return False
+        return self._serves(self._here) and self._may_be_in(self._here.region, tenant)
+
     def candidates(self, request: RequestType, tenant: str = "") -> Iterator[Node]:
-        """The nodes that may serve a request, the preferred ones first."""
+        """The nodes that may serve a request, the preferred ones first.
+
+        Raises Refused("tenant_not_here") when the tenant may not be in this region.
+        """
+        if not self._may_be_in(self._here.region, tenant):
+            raise not_here(tenant, self._here.region, self._tenants.of(tenant))
         home = self.home(request, tenant)
         regions = self._regions_from_here(tenant) if home is None else [home]
         for region in regions:
@@ -94,7 +120,7 @@ class Router:
             case ReplicationStrategy.PRIMARY_REPLICA:
                 return self._primary()
             case ReplicationStrategy.MULTI_MASTER:
-                return self._tenants.home_of(tenant) or self._here.region
+                return self._tenants.of(tenant).home or self._here.region
 
     def is_region_available(self, region: RegionId) -> bool:
         """Whether some node of a region serves."""
@@ -105,10 +131,12 @@ class Router:
         return [r.id for r in self._topology.regions if self.is_region_available(r.id)]
 
     def _regions_from_here(self, tenant: str) -> list[RegionId]:
-        allowed = self._tenants.regions_of(tenant)
-        others = [r.id for r in self._topology.regions if r.id != self._here.region]
-        every = [self._here.region, *others]
-        return every if allowed is None else [r for r in every if r in allowed]
+        others = (r.id for r in self._topology.regions if r.id != self._here.region)
+        return [self._here.region, *(r for r in others if self._may_be_in(r, tenant))]
+
+    def _may_be_in(self, region: RegionId, tenant: str) -> bool:
+        allowed = self._tenants.of(tenant).regions
+        return allowed is None or region in allowed
 
     def _of_region(self, region: RegionId) -> Iterator[Node]:
         """Its nodes that serve: this one, those of the same zone, the rest; each in its turn."""
@@ -130,7 +158,8 @@ class Router:
             self._health_of(node.id) is not NodeHealth.HEALTHY,
         )
 
-    def _nobody(self, request: RequestType, tenant: str) -> Unavailable:
+    def nobody(self, request: RequestType, tenant: str = "") -> Unavailable:
+        """Why a request cannot be served by any node."""
         home = self.home(request, tenant)
         if home is None:
             return Unavailable(

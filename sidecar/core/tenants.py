@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sidecar.core.topology import RegionId
+from sidecar.errors import Refused
 
 CACHED = 10_000
 
@@ -48,10 +49,12 @@ class Tenants:
         fitting = (place for pattern, place in self._patterns if fnmatchcase(tenant, pattern))
         return next(fitting, EVERYWHERE)
 
-    def home_of(self, tenant: str) -> RegionId | None:
-        """The region that takes the writes of a tenant; None: the one they arrive in."""
-        return self.of(tenant).home
 
-    def regions_of(self, tenant: str) -> frozenset[RegionId] | None:
-        """The regions that may hold a tenant; None: all."""
-        return self.of(tenant).regions
+def not_here(tenant: str, region: RegionId, place: Place) -> Refused:
+    """Why a request of a tenant is not served in a region."""
+    allowed = ", ".join(sorted(place.regions or ()))
+    return Refused(
+        "tenant_not_here",
+        f"tenant {tenant} may be in {allowed} only, and this is {region}; ask a node there",
+        403,
+    )

@@ -78,7 +78,7 @@ class OpenStore:
         self._next_reader = 0
         self._opened, self._closed = asyncio.Event(), asyncio.Event()
         self._closed_because = Unavailable("store_unavailable", "Redis has not answered yet")
-        self._covering: list[tuple[Vector, asyncio.Future[None]]] = []
+        self._covering: dict[asyncio.Future[None], Vector] = {}
         self._next_own: asyncio.Future[int] | None = None
         self._is_ending = False
         self._phase = Phase.UNPROVEN
@@ -163,6 +163,16 @@ class OpenStore:
         """Raise Unavailable where writes belong to another region."""
         if (fenced := self._fence()) is not None:
             raise fenced
+
+    @property
+    def rules(self) -> Rules:
+        """By which the winners are chosen here."""
+        return self._rules
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where what happens in this store is counted."""
+        return self._metrics
 
     @property
     def born(self) -> str:
@@ -615,7 +625,7 @@ class OpenStore:
             self._next_own.set_result(first_own)
             self._next_own = None
         if self._covering:
-            for wanted, reached in self._covering:
+            for reached, wanted in self._covering.items():
                 if not reached.done() and is_covered(wanted, self._vector):
                     reached.set_result(None)
 

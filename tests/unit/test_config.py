@@ -418,7 +418,6 @@ def test_settings_do_not_change_once_read() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint_is"),
     [
-        ("replication: {strategy: multi_master}", "replication.strategy: multi_master is"),
         (
             "replication: {conflict_resolution: custom, custom_script: a.lua}",
             "replication.conflict_resolution: custom is",
@@ -427,7 +426,7 @@ def test_settings_do_not_change_once_read() -> None:
             "replication: {conflict_overrides: [{relation: banned, strategy: delete_wins}]}",
             "replication.conflict_overrides: overrides are",
         ),
-        ("replication: {tenants: {acme: {home: local}}}", "replication.tenants: homes and resid"),
+        ("replication: {tenants: {acme: {regions: [local]}}}", "replication.tenants: residency of"),
         ("database: {dialect: openfga, url: 'http://h'}", "database: a database behind"),
     ],
 )

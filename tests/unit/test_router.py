@@ -15,7 +15,7 @@ from sidecar.core.topology import (
     TopologyBuilder,
     ZoneId,
 )
-from sidecar.errors import Unavailable
+from sidecar.errors import Refused, Unavailable
 
 READ, WRITE = Type.READ, Type.WRITE
 HEALTHY, DEGRADED, UNREACHABLE = NodeHealth
@@ -74,6 +74,8 @@ def test_who_serves_what(
 ) -> None:
     routes = router(strategy, down=down)
     assert served(routes, READ) == reads
+    assert routes.is_here(READ) == (reads == {"a1"})
+    assert routes.is_here(WRITE) == (writes == {"a1"})
     if writes is None:
         with pytest.raises(Unavailable) as refused:
             routes.route(WRITE)
@@ -122,9 +124,13 @@ def test_a_tenant_has_its_home_and_its_regions() -> None:
     assert served(routes, WRITE, "acme") == {"c1", "c2"}
     assert served(routes, READ, "acme") == {"a1"}
     assert served(routes, WRITE, "other") == {"a1"}
-    assert served(routes, WRITE, "bound-1") == {"d1"}
-    assert served(routes, READ, "bound-1") == {"c1", "c2"}
-    assert served(router("multi_master", tenants=tenants, down="c1 c2"), READ, "bound-1") == {"d1"}
+    with pytest.raises(Refused, match="may be in ap, eu only") as refused:
+        routes.route(READ, "bound-1")
+    assert (refused.value.code, refused.value.status) == ("tenant_not_here", 403)
+    assert not routes.is_here(READ, "bound-1")
+    inside = router("multi_master", here="c1", tenants=tenants, down="c1 c2")
+    assert served(inside, READ, "bound-1") == {"d1"}
+    assert served(router("multi_master", here="d1", tenants=tenants), WRITE, "bound-1") == {"d1"}
 
 
 def test_regions_are_available_while_one_of_their_nodes_serves() -> None:
