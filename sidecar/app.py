@@ -78,6 +78,7 @@ async def _serve(
             router,
             config.topology,
             node.id,
+            timeout_s=timeout_s,
             doubt=probes.doubt,
             forwarded=metrics.forwarded,
         )

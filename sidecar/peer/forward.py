@@ -39,9 +39,11 @@ NOT_SERVED: Final = frozenset({"store_unavailable", "starting", "catching_up", "
 """Refusals of a node that does not serve: nothing has happened there."""
 
 CONNECT_S = 2.0
-SILENCE_S = 90.0
-"""Above every time limit that a request may name, and above the pause between two comments of a
-watch."""
+SEARCH_S = 30.0
+"""For so long a delete by filter may search before it answers; a read does not take that long."""
+
+WAITS = {"X-Consistency-Timeout-Ms": 2_000, "X-Write-Concern-Timeout-Ms": 5_000}
+"""What lets a node wait before it answers, and for how long without the header."""
 
 SMALL_BYTES = 256 * 1024
 
@@ -49,6 +51,7 @@ SMALL_BYTES = 256 * 1024
 class Forwarder:
     """Serves requests here or elsewhere. Use as an async context manager.
 
+    timeout_s: how long a node may be silent, beyond what the request itself lets it wait.
     doubt: told of a node that could not be reached. forwarded: told of a node that was asked.
     """
 
@@ -58,20 +61,17 @@ class Forwarder:
         topology: Topology,
         here: NodeId,
         *,
+        timeout_s: float,
         doubt: Callable[[NodeId], None],
         forwarded: Callable[[NodeId], None],
-        connect_s: float = CONNECT_S,
     ) -> None:
         self._router, self._topology, self._here = router, topology, here
-        self._doubt, self._forwarded, self._connect_s = doubt, forwarded, connect_s
+        self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            timeout=aiohttp.ClientTimeout(
-                total=None, sock_connect=self._connect_s, sock_read=SILENCE_S
-            ),
             # The other end keeps idle connections for longer, so none is used that it has closed.
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0),
         )
@@ -152,7 +152,12 @@ class Forwarder:
         url = f"http://{node.endpoint}{request.path_qs}"
         try:
             answer = await self._session.request(
-                request.method, url, data=body, headers=headers, allow_redirects=False
+                request.method,
+                url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=self._patience(request, request_type),
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _unreachable(node, error) from error
@@ -167,6 +172,14 @@ class Forwarder:
             ) from error
         async with answer:
             return await self._relay(node, request, request_type, answer)
+
+    def _patience(self, request: web.Request, request_type: RequestType) -> aiohttp.ClientTimeout:
+        silence_s = self._timeout_s + (SEARCH_S if request_type is RequestType.WRITE else 0.0)
+        for name, default_ms in WAITS.items():
+            text = request.headers.get(name, "")
+            # What is no number is refused where the request is served.
+            silence_s += (int(text) if text.isdecimal() else default_ms) / 1000
+        return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
 
     async def _relay(
         self,

@@ -89,6 +89,7 @@ async def made() -> AsyncIterator[Deployment]:
             router,
             topology,
             NodeId("n1"),
+            timeout_s=0.5,
             doubt=deployment.doubted.append,
             forwarded=deployment.forwarded.append,
         )
@@ -225,6 +226,20 @@ async def test_a_read_that_breaks_off_is_asked_elsewhere(made: Deployment) -> No
     made.health["n1"] = NodeHealth.UNREACHABLE
     await made.let_serve(n2=breaks_off, n3=says("theirs", X_Served_By="r3/n3"))
     assert await made.ask("/read") == (200, "r3/n3", b"theirs")
+
+
+async def test_a_node_that_hangs_is_not_waited_for_much_longer_than_asked(
+    made: Deployment,
+) -> None:
+    async def hangs(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        return web.Response()
+
+    made.health["n1"] = NodeHealth.UNREACHABLE
+    await made.let_serve(n2=hangs, n3=says("theirs", X_Served_By="r3/n3"))
+    waits = {"X-Consistency-Timeout-Ms": "0", "X-Write-Concern-Timeout-Ms": "0"}
+    async with asyncio.timeout(10):
+        assert await made.ask("/read", waits) == (200, "r3/n3", b"theirs")
 
 
 async def test_when_nobody_serves_the_first_reason_is_told(made: Deployment) -> None:
