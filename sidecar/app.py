@@ -30,6 +30,7 @@ from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
 from sidecar.peer.forward import Forwarder
 from sidecar.peer.inspection import Inspection
+from sidecar.peer.promoting import Promoting
 from sidecar.peer.server import Reception, peer_app
 from sidecar.serving import listening, redis_url, running
 
@@ -66,7 +67,13 @@ async def _serve(
     health = _health(node, partitions)
     others = [other for other in config.topology.nodes() if other.id != node.id]
     probes = Probes(others, calls, health.seen_by_router, metrics)
-    router = Router(config.topology, node.id, probes.health_of, tenants=config.tenants)
+    router = Router(
+        config.topology,
+        node.id,
+        probes.health_of,
+        primary=lambda: partitions.everywhere.primacy.region,
+        tenants=config.tenants,
+    )
     forwarder = await stack.enter_async_context(
         Forwarder(
             router,
@@ -80,11 +87,19 @@ async def _serve(
     native = native_app(partitions, node=node, health=health.check, routed=forwarder.routed)
 
     answers = Answers(node)
-    operations = Operations(node, partitions, answers, probes=probes)
+    promoting = Promoting(partitions.everywhere.promotion, answers)
+    operations = Operations(
+        node,
+        partitions,
+        answers,
+        primacy=partitions.everywhere.primacy,
+        promote=promoting.promote,
+        probes=probes,
+    )
     conflicts = ConflictLog([one.store for one in partitions], answers)
     admin = admin_app(metrics, health, conflicts, operations)
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
-    peer = peer_app(reception, health, Inspection(partitions, answers))
+    peer = peer_app(reception, health, Inspection(partitions, answers), promoting)
     serve_forwarded(peer, native)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
         ("admin", config.admin_address, AppListener(admin, answers)),

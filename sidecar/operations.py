@@ -1,8 +1,9 @@
-"""`sidecar status`, `accept-loss` and `parked`: how one node does, and steps only a person takes.
+"""`sidecar status`, `accept-loss`, `parked`, `promote`: how one node does, and acts of a person.
 
 Owns what is asked of the admin listener and how the answer is told.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -10,7 +11,7 @@ from urllib.parse import urlencode
 from rich.table import Table
 
 from sidecar.asking import admin_of, console, moment, printable
-from sidecar.bulk import Sidecar
+from sidecar.bulk import REQUEST_TIMEOUT_S, Sidecar
 from sidecar.core.relationship import format_expires_at
 from sidecar.errors import Refused
 
@@ -37,6 +38,14 @@ async def accept_loss(url: str, partition: str | None = None) -> JsonObject:
     asked = "" if partition is None else f"?{urlencode({'partition': partition})}"
     async with admin_of(url, "loss to accept") as client:
         return await client.post(f"/accept-loss{asked}", "default", b"{}")
+
+
+async def promote(url: str, region: str, wait_s: float | None) -> JsonObject:
+    """Make a region the primary; wait_s: drain the old one first. Raises Refused, Unavailable."""
+    body: JsonObject = {"region": region} | ({} if wait_s is None else {"wait_s": wait_s})
+    async with admin_of(url, "promotion") as client:
+        limit_s = REQUEST_TIMEOUT_S + (wait_s or 0.0)
+        return await client.post("/promote", "default", json.dumps(body).encode(), limit_s=limit_s)
 
 
 async def drop_parked(url: str, origin: str) -> JsonObject:
@@ -94,6 +103,17 @@ def _tell_one(status: JsonObject, named: Iterable[tuple[str, str]]) -> None:
     out.print(table)
 
 
+def promoted_in_words(done: JsonObject) -> Iterator[str]:
+    """What a promotion came to, a line each."""
+    by = f"epoch {done['epoch']}" if done["epoch"] else "is_primary, never promoted"
+    if done["promoted"]:
+        yield f"{done['region']} is the primary ({by}, raised by {done['node']})"
+    else:
+        yield f"{done['region']} is the primary already ({by})"
+    for node, reason in done["untold"].items():
+        yield f"{node} does not know it yet, and goes by what it knew until it hears: {reason}"
+
+
 def tell_parked(parked: Sequence[Mapping[str, str]]) -> None:
     """Print them as rows."""
     if not parked:
@@ -114,6 +134,7 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
         yield "serves nothing", status["serves_not_because"]
     if status["takes_no_writes_because"]:
         yield "takes no writes", status["takes_no_writes_because"]
+    yield from _primacy(status)
     yield "incarnation", status["origin"] or "none yet"
     if status["feed_length"] is not None:
         trimmed = int(status["trimmed"])
@@ -137,6 +158,13 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
         if durable.get(origin) != timestamp:
             marks += f", durable {durable.get(origin, 0)}"
         yield "has", f"{origin} up to {timestamp}{marks}"
+
+
+def _primacy(status: JsonObject) -> Iterator[tuple[str, str]]:
+    if status.get("primary"):
+        epoch = status["epoch"]
+        by = f"promoted, epoch {epoch['number']}" if epoch else "by is_primary"
+        yield "primary", f"{status['primary']}, {by}"
 
 
 def _held(status: JsonObject) -> str:

@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from sidecar.api.answers import Answers, compact
 from sidecar.core.relationship import check_resource, format_expires_at
 from sidecar.errors import Refused
-from sidecar.store.conflicts import ConflictEntry, Versioned, check_cursor
+from sidecar.store.conflicts import Entry, FencedEntry, Versioned, check_cursor, place_of
 from sidecar.store.redis_store import RedisStore
 
 PATH: Final = "/conflicts"
@@ -72,10 +72,10 @@ class ConflictLog:
             if len(stride) < STRIDE:
                 return found, None
 
-    async def _stride(self, after: str | None, newer_than: str | None) -> list[ConflictEntry]:
+    async def _stride(self, after: str | None, newer_than: str | None) -> list[Entry]:
         """At most STRIDE entries of all logs, newest first: from behind this cursor on."""
         logs = [await store.conflicts(after, STRIDE, newer_than) for store in self._stores]
-        newest_first = merge(*logs, key=lambda entry: (entry.revision, entry.number), reverse=True)
+        newest_first = merge(*logs, key=place_of, reverse=True)
         return list(islice(newest_first, STRIDE))
 
     async def _refuse_method(self, request: web.Request) -> web.Response:
@@ -83,11 +83,25 @@ class ConflictLog:
         return self._answers.http(405, message, {"Allow": "GET, HEAD"})
 
 
-def conflict_json(entry: ConflictEntry) -> str:
+def conflict_json(entry: Entry) -> str:
     """JSON of an entry, in one line; what a version does not have is left out."""
     tenant, resource, relation, subject = entry.tuple
+    if isinstance(entry, FencedEntry):
+        fenced = {
+            "cursor": entry.cursor,
+            "kind": "fenced",
+            "listed_at": format_expires_at(entry.listed_us),
+            "tenant": tenant,
+            "resource": resource,
+            "relation": relation,
+            "subject": subject,
+            "epoch": entry.number,
+            "primary": entry.primary,
+        }
+        return f'{compact(fenced)[:-1]},"written":{_version_json(entry.written)}}}'
     known = {
         "cursor": entry.cursor,
+        "kind": "conflict",
         "merged_at": format_expires_at(entry.merged_us),
         "revision": str(entry.revision),
         "tenant": tenant,

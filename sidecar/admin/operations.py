@@ -1,4 +1,4 @@
-"""What an operator does on the admin listener: look, accept a loss, drop what is parked.
+"""What an operator does on the admin listener: look, accept a loss, drop what is parked, promote.
 
 Owns the paths, what they answer, and that each deliberate step is logged. What the steps do is
 decided by `Peers` and in Redis.
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
+from sidecar.agent.primacy import Primacy
 from sidecar.agent.probe import Probes
 from sidecar.agent.ship import Shipping, Target
 from sidecar.api.answers import Answers, Route, compact
@@ -30,6 +31,7 @@ STATUS: Final = "/status"
 ACCEPT_LOSS: Final = "/accept-loss"
 PARKED: Final = "/parked"
 DROP: Final = "/parked/drop"
+PROMOTE: Final = "/promote"
 
 MAX_BODY_BYTES = 4096
 MAX_TIMESTAMP_DIGITS = 16
@@ -45,10 +47,17 @@ class Operations:
     """
 
     def __init__(
-        self, node: Node, partitions: Iterable[Partition], answers: Answers, *, probes: Probes
+        self,
+        node: Node,
+        partitions: Iterable[Partition],
+        answers: Answers,
+        *,
+        primacy: Primacy,
+        promote: Route,
+        probes: Probes,
     ) -> None:
         self._node, self._partitions, self._answers = node, tuple(partitions), answers
-        self._probes = probes
+        self._primacy, self._promote, self._probes = primacy, promote, probes
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, with JSON also for what aiohttp would answer in plain text."""
@@ -57,6 +66,7 @@ class Operations:
             ("POST", ACCEPT_LOSS, self._accept_loss),
             ("GET", PARKED, self._list_parked),
             ("POST", DROP, self._drop),
+            ("POST", PROMOTE, self._promote),
         )
         for method, path, route in routes:
             guarded = self._answers.guarded(route)
@@ -80,6 +90,8 @@ class Operations:
             "region": str(self._node.region),
             "release": RELEASE,
             **await _status_of(everywhere),
+            "primary": self._primacy.region,
+            "epoch": self._primacy.epoch and self._primacy.epoch.to_json(),
             "health": self._probes.seen(),
             "partitions": {
                 one.name: {"regions": one.regions, **await _status_of(one)} for one in others

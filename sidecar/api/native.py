@@ -228,6 +228,8 @@ class Native:
         here.concerns.check(concern.level)
         key = headers.idempotency_key_of(request.headers)
         raw = await request.read()
+        # Also a deletion that finds nothing to delete is the primary's to answer.
+        here.store.check_fence()
         bound = "" if key is None else headers.request_hash(request.path, tenant, raw)
         return here, WriteRequest(tenant, (), None, key, bound), raw, concern
 

@@ -64,10 +64,10 @@ def resources(node: Node, tenant: str) -> set[str]:
 
 
 def has(node: Node, tenant: str, wanted: set[str]) -> bool:
-    """Whether it serves the tenant and shows just these."""
+    """Whether it serves the tenant itself, and shows just these."""
     answer = node.post(LIST, {"limit": 5_000}, X_Tenant=tenant)
-    shown = answer.body.get("relationships", ())
-    return answer.status == 200 and {one["resource"] for one in shown} == wanted
+    shown = {one["resource"] for one in answer.body.get("relationships", ())}
+    return answer.headers["X-Served-By"].endswith(f"/{node.name}") and shown == wanted
 
 
 def names(kind: str, numbers: Iterable[int]) -> set[str]:

@@ -24,7 +24,7 @@ from sidecar.core.relationship import (
 from sidecar.core.state import TupleState, Winner, absorb, write
 from sidecar.core.vector import Vector, Version, above, order, pointwise_max
 from sidecar.core.wire import encode_body
-from sidecar.store.conflicts import Versioned, conflict_entries_of
+from sidecar.store.conflicts import ConflictEntry, Versioned, conflict_entries_of
 from sidecar.store.keys import Keys
 from sidecar.store.scripts import script
 
@@ -244,6 +244,7 @@ class LuaNode:
                 one.strategy,
             )
             for one in conflict_entries_of(reply)
+            if isinstance(one, ConflictEntry)
         ]
 
     def vector(self) -> dict[str, int]:
