@@ -7,6 +7,8 @@
 -- ARGV 3 progress  what `meta` must hold as the progress of the transfer, or "" for no transfer
 -- ARGV 4 ended     JSON: incarnation -> where it ended; nobody has more of it
 -- ARGV 5 whole     "1": every node has heard of every newest incarnation that is known here
+-- ARGV 6 joined    JSON of the nodes whose states have been joined here since the rules changed; "":
+--                  as it is
 -- REPLY  outcome   "finished" | "other" | "lost", then the vector and the floor as JSON; "other":
 --                  this transfer is not the one that was under way, and nothing was done
 -- FLAGS  allow-oom
@@ -30,6 +32,7 @@ if ARGV[3] ~= '' then
     end
   end
   redis.call('HDEL', keys.meta, 'transfer')
+  if ARGV[6] ~= '' then redis.call('HSET', keys.meta, 'joined', ARGV[6]) end
 end
 local reached = {}
 for origin, timestamp in pairs(self.vector) do reached[origin] = timestamp end

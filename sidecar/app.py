@@ -29,7 +29,6 @@ from sidecar.api.answers import Answers
 from sidecar.api.listener import AppListener
 from sidecar.api.native import app_listener, native_app
 from sidecar.config import Address, Config
-from sidecar.core.conflict import Rules
 from sidecar.core.routing import carried, neighbours
 from sidecar.core.sender import Limits
 from sidecar.core.session import Party
@@ -43,6 +42,7 @@ from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
 from sidecar.peer.inspection import Inspection
 from sidecar.peer.server import Receiver, peer_app
+from sidecar.rules import custom_script, rules_of
 from sidecar.store.embedded import EmbeddedValkey
 from sidecar.store.redis_store import PARTITIONS, RedisStore
 
@@ -74,7 +74,8 @@ async def _serve(
     agent = replication.agent
     timeout_s = float(agent.request_timeout_secs)
     regions = {str(n.id): str(n.region) for n in topology.nodes()}
-    rules = Rules.of(replication.conflict_resolution, replication.region_priorities, regions)
+    custom = custom_script(config)
+    rules = rules_of(config, custom)
 
     loops = await stack.enter_async_context(asyncio.TaskGroup())
     url = await _redis_url(config, stack, loops)
@@ -91,6 +92,7 @@ async def _serve(
             has_peers=len(regions) > 1,
             max_clock_skew_ms=replication.max_clock_skew_ms,
             timeout_s=timeout_s,
+            custom=custom,
         )
     )
     me = Party(

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from sidecar.core.conflict import ConflictResolutionStrategy
+from sidecar.core.conflict import USES_PRIORITIES, ConflictResolutionStrategy
 from sidecar.core.relationship import check_relation, check_tenant, check_type
 from sidecar.core.topology import (
     ID_RULE,
@@ -461,7 +461,7 @@ def _tenants(replication: Replication) -> Iterator[Problem]:
 def _idle_settings(config: Config) -> Iterator[Problem]:
     replication = config.replication
     known = _region_ids(replication)
-    uses_priorities = ConflictResolutionStrategy.SOURCE_PRIORITY in _strategies(replication)
+    uses_priorities = bool(USES_PRIORITIES & _strategies(replication))
     if replication.region_priorities and not uses_priorities:
         text = f"has no effect with conflict_resolution {replication.conflict_resolution}"
         yield Problem(("replication", "region_priorities"), text)

@@ -8,14 +8,14 @@ do
   -- known: the highest timestamp that the calling process knows to be stored. Returns nil when
   -- the store has less: it lost data, and nothing may be written.
   function node.read(known)
-    local meta = redis.call('HMGET', keys.meta, 'origin', 'clock', 'exposed', 'behind')
+    local meta = redis.call('HMGET', keys.meta, 'origin', 'clock', 'exposed', 'behind', 'joined')
     if not meta[1] or not meta[2] or tonumber(meta[2]) < tonumber(known) then return nil end
     local vector = {}
     local flat = redis.call('HGETALL', keys.vector)
     for i = 1, #flat, 2 do vector[flat[i]] = tonumber(flat[i + 1]) end
     return {
       origin = meta[1], clock = tonumber(meta[2]), vector = vector, exposed = meta[3] and true or false,
-      behind = meta[4] and true or false,
+      behind = meta[4] and true or false, changing = meta[5] and true or false,
     }
   end
 

@@ -94,6 +94,7 @@ class Operations:
                 "stable": None if stability.vector is None else encode_vector(stability.vector),
                 "held_by": stability.held_by,
             },
+            "rules": {"fingerprint": store.rules.fingerprint, "change_waits_for": self._change()},
             "members": list(peers.rows.members),
             "removed": dict(peers.removed),
             "rows": {node: encode_vector(row) for node, row in peers.rows.known.items()},
@@ -115,6 +116,13 @@ class Operations:
             "unsettled": await store.unsettled(),
             "parked": parked_rows(await store.parked()),
         }
+
+    def _change(self) -> list[str] | None:
+        """The nodes whose states a change of the conflict rules waits for; None: there is none."""
+        joined = self._store.joined
+        if joined is None:
+            return None
+        return [node for node in self._peers.rows.members if node not in joined]
 
     def _transfer_in(self) -> dict[str, object] | None:
         if not self._store.progress:

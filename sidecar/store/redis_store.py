@@ -14,6 +14,7 @@ from typing import Any, Self
 from sidecar.core.conflict import Rules
 from sidecar.core.membership import Removed
 from sidecar.core.relationship import Relationship
+from sidecar.core.script import CustomScript
 from sidecar.core.vector import Vector, is_covered, pointwise_max
 from sidecar.core.wire import bucket_of_name, encode_vector, hash_of
 from sidecar.endings import end
@@ -71,6 +72,7 @@ class RedisStore(OpenStore):
         has_peers: bool = False,
         max_clock_skew_ms: int = 60_000,
         timeout_s: float = 10.0,
+        custom: CustomScript | None = None,
     ) -> None:
         super().__init__(
             url,
@@ -82,6 +84,7 @@ class RedisStore(OpenStore):
             random_bits=random_bits,
             has_peers=has_peers,
             timeout_s=timeout_s,
+            custom=custom,
         )
         self._skew_us = max_clock_skew_ms * 1000
         self._group_commit = GroupCommit(self._commit, metrics.wrote)
@@ -368,7 +371,8 @@ class RedisStore(OpenStore):
         """Take in a page, a line per bucket (`encode_bucket`). May be repeated.
 
         progress: kept as the progress of the transfer. Raises Refused("bad_page"), and
-        Unavailable("store_lost_writes") when the page has writes of this node that are not here.
+        Unavailable("store_lost_writes") when the page has writes of this node that are not here,
+        Unavailable("custom_script_failed") when no winner can be chosen; nothing is written then.
         """
         hashes: dict[str, int] = {}
         while True:
@@ -382,6 +386,11 @@ class RedisStore(OpenStore):
             except ScriptError as error:
                 raise Refused("bad_page", error.text) from error
             outcome, clock, vector, here, there, appeared, disappeared, *names = reply
+            if outcome == b"undecided":
+                raise Unavailable(
+                    "custom_script_failed",
+                    f"a page is not taken in, the custom script fails: {names[0].decode()}",
+                )
             if outcome != b"need":
                 break
             # Tuples that only this node holds: the script cannot compute their hashes.
@@ -399,17 +408,24 @@ class RedisStore(OpenStore):
         progress: str,
         ended: Mapping[str, int] | None = None,
         is_whole: bool = False,
+        *,
+        joined: frozenset[str] | None = None,
     ) -> bool:
-        """The end of a transfer that began at `start`; False when it was not under way."""
+        """The end of a transfer that began at `start`; False when it was not under way.
+
+        joined: what is joined here since the rules changed, the source's state among it.
+        """
+        nodes = json.dumps(sorted(joined)) if joined is not None else ""
         outcome, vector, floor = await self._ask(
             self._merger,
             "finish",
             *(self._clock, json.dumps(encode_vector(start)), progress),
-            *(json.dumps(encode_vector(ended or {})), "1" if is_whole else ""),
+            *(json.dumps(encode_vector(ended or {})), "1" if is_whole else "", nodes),
         )
         if outcome != b"finished":
             return False
         self._progress = "" if progress else self._progress
+        self._joined = joined if joined is not None else self._joined
         self._floor = _vector(floor)
         self._advance(self._clock, _vector(vector))
         return True

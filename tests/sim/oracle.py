@@ -7,7 +7,7 @@ the two: during a history for single nodes, and at its end for all of them toget
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sidecar.core.conflict import ConflictResolutionStrategy, Rules
+from sidecar.core.conflict import ConflictResolutionStrategy, Rules, Sibling
 from sidecar.core.relationship import Change, Identity, Operation
 from sidecar.core.vector import Version
 from tests.sim.memory_store import Disk, MemoryStore
@@ -129,21 +129,12 @@ class Oracle:
         mine = {version: self.writes[version][identity] for version in maximal}
         if not mine:
             return None
-        best = max(mine, key=lambda version: self._rank(version, mine[version].operation))
+        rules = self._rules.at(identity[1], identity[2])
+        if rules.resolve is not None and rules.strategy is ConflictResolutionStrategy.CUSTOM:
+            best = rules.resolve({v: Sibling(write.operation) for v, write in mine.items()})
+        else:
+            best = max(mine, key=lambda v: _rank(rules, v, mine[v].operation))
         return best if mine[best].operation is Operation.INSERT else None
-
-    def _rank(self, version: Version, operation: Operation) -> tuple[object, ...]:
-        node, _, name = version[1].partition(".")
-        last = (version[0], node.encode(), name.encode())
-        match self._rules.strategy:
-            case ConflictResolutionStrategy.SOURCE_PRIORITY:
-                return (self._rules.priority.get(node, 0), *last)
-            case ConflictResolutionStrategy.INSERT_WINS:
-                return (operation is Operation.INSERT, *last)
-            case ConflictResolutionStrategy.DELETE_WINS:
-                return (operation is Operation.DELETE, *last)
-            case _:
-                return last
 
     # -- all nodes, at the end --------------------------------------------------------------------
 
@@ -171,6 +162,20 @@ class Oracle:
             return True
         again = self._again.get(version, ())
         return any(self._is_accounted_for((identity, later), there) for later in again)
+
+
+def _rank(rules: Rules, version: Version, operation: Operation) -> tuple[object, ...]:
+    node, _, name = version[1].partition(".")
+    last = (version[0], node.encode(), name.encode())
+    match rules.strategy:
+        case ConflictResolutionStrategy.SOURCE_PRIORITY:
+            return (rules.priority.get(node, 0), *last)
+        case ConflictResolutionStrategy.INSERT_WINS:
+            return (operation is Operation.INSERT, *last)
+        case ConflictResolutionStrategy.DELETE_WINS:
+            return (operation is Operation.DELETE, *last)
+        case _:
+            return last
 
 
 def held(disk: Disk) -> set[Placed]:

@@ -420,14 +420,6 @@ def test_settings_do_not_change_once_read() -> None:
     [
         ("replication: {strategy: primary_replica}", "replication.strategy: primary_replica is"),
         ("replication: {strategy: multi_master}", "replication.strategy: multi_master is"),
-        (
-            "replication: {conflict_resolution: custom, custom_script: a.lua}",
-            "replication.conflict_resolution: custom is",
-        ),
-        (
-            "replication: {conflict_overrides: [{relation: banned, strategy: delete_wins}]}",
-            "replication.conflict_overrides: overrides are",
-        ),
         ("replication: {tenants: {acme: {home: local}}}", "replication.tenants: homes and resid"),
         ("database: {dialect: openfga, url: 'http://h'}", "database: a database behind"),
     ],

@@ -82,8 +82,9 @@ def test_payload_decides_nothing() -> None:
 
 
 def test_custom_is_decided_by_its_script() -> None:
+    assert Rules.of(CUSTOM).winner({(5, "us1.1"): INSERT}) == (5, "us1.1")
     with pytest.raises(ValueError, match="script"):
-        Rules.of(CUSTOM).winner({(5, "us1.1"): INSERT})
+        Rules.of(CUSTOM).winner({(5, "us1.1"): INSERT, (6, "eu1.1"): DELETE})
 
 
 def test_nodes_that_decide_alike_have_one_fingerprint() -> None:
