@@ -578,6 +578,10 @@ class OpenStore:
         while True:
             await self._grown.wait()
             self._grown.clear()
+            if self._is_synced_always:
+                # What is known to be stored is durable; somebody may have read more than that.
+                self._has_synced.set()
+                self._has_synced.clear()
             if self._is_synced_always or not self.is_open:
                 continue
             with contextlib.suppress(Unavailable):
@@ -607,7 +611,8 @@ class OpenStore:
     async def wait_durable(self, vector: Vector) -> None:
         """Wait until no crash can take away what is in `vector`."""
         while not is_covered(vector, self.durable):
-            self._grown.set()
+            if not self._is_synced_always:
+                self._grown.set()
             await self._has_synced.wait()
 
     # -- connections ----------------------------------------------------------------------------
