@@ -31,8 +31,10 @@ FUNCTIONS = {"newer", "tonumber", "type"}
 RESERVED = {"custom", "ipairs", "math", "string", *FUNCTIONS}
 
 _KEYWORDS = frozenset(
-    ["and", "break", "do", "else", "elseif", "end", "false", "for", "function", "if", "in", "local"]
-    + ["nil", "not", "or", "repeat", "return", "then", "true", "until", "while"]
+    {
+        *("and", "break", "do", "else", "elseif", "end", "false", "for", "function", "if", "in"),
+        *("local", "nil", "not", "or", "repeat", "return", "then", "true", "until", "while"),
+    }
 )
 _TOKEN = re.compile(
     r"""(?P<skip>(?:\s+|--(?!\[=*\[)[^\n]*)*)

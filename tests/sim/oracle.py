@@ -158,7 +158,9 @@ class Oracle:
             seen = frozenset().union(*(disk.seen.get(identity, ()) for disk in disks))
             expected = self._winners(identity, self.maximal(identity, seen))
             found = {node: store.visible(identity) for node, store in stores.items()}
-            assert len(set(found.values())) == 1 and set(found.values()) <= expected, (
+            is_one = len(set(found.values())) == 1
+            assert is_one, f"{identity[1:3]}: expected {expected}, found {found}"
+            assert set(found.values()) <= expected, (
                 f"{identity[1:3]}: expected {expected}, found {found}"
             )
             states = [disk.tuples.get(identity) for disk in disks]

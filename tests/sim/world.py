@@ -186,7 +186,7 @@ class World:
         is_calm: bool = False,
         rules: Rules | None = None,
     ) -> None:
-        """is_calm: links lose and repeat nothing, and are all alike. rules: more than a strategy."""
+        """is_calm: links lose and repeat nothing, all alike. rules: more than a strategy."""
         self.rnd = random.Random(str(seed))
         self.graph = graph
         self.names = sorted(graph)

@@ -2,13 +2,14 @@
 
 import pytest
 
+from sidecar.core.relationship import BUCKETS
 from sidecar.core.sender import Here, Sender, Transferred
 from sidecar.core.session import joined_of, welcome
 from sidecar.core.wire import decode_frame, encode_vector
 from sidecar.errors import Refused
 from tests.unit.test_session import Head
 from tests.unit.test_session_relay import EU, ME, TARGET, US
-from tests.unit.test_session_transfer import BUCKETS, LIMITS, S, asked
+from tests.unit.test_session_transfer import LIMITS, S, asked
 
 Nodes = set[str] | None
 
