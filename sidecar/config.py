@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from sidecar.core.topology import Problem, ReplicationStrategy, spell
+from sidecar.core.topology import Problem, spell
 from sidecar.errors import Refused
 from sidecar.settings import (
     COMMAND_LINE,
@@ -48,6 +48,7 @@ __all__ = [
     "RedisSettings",
     "Replication",
     "check_runnable",
+    "checked",
     "default_config",
     "load",
 ]
@@ -88,6 +89,14 @@ def load_some_node(path: Path, *, environ: Mapping[str, str] | None = None) -> C
     except Refused as refused:
         raise _naming(path, refused) from None
     return load(path, node=first_node(config) if config.node is None else None, environ=environ)
+
+
+def checked(written: Mapping[str, Any]) -> Config:
+    """The settings of a program that has no file: `written` above the defaults, nothing else.
+
+    Raises Refused("bad_config") as `load` does.
+    """
+    return _validated(written, {}, {})
 
 
 def default_config(environ: Mapping[str, str] | None = None) -> Config:
@@ -391,10 +400,7 @@ def check_runnable(config: Config) -> None:
 
 def _not_available(config: Config) -> Iterator[Problem]:
     replication = config.replication
-    if replication.strategy is not ReplicationStrategy.ACTIVE_ACTIVE:
-        text = f"{replication.strategy} is"
-        yield Problem(("replication", "strategy"), text)
-    if replication.tenants:
-        yield Problem(("replication", "tenants"), "homes and residency of tenants are")
+    if any(tenant.regions is not None for tenant in replication.tenants.values()):
+        yield Problem(("replication", "tenants"), "residency of tenants is")
     if config.database is not None:
         yield Problem(("database",), "a database behind the sidecar is")

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from aiohttp import web
 
 from sidecar.agent.ship import Target
+from sidecar.core.router import NodeHealth
 from sidecar.core.topology import Node
 from sidecar.store.redis_store import RedisStore
 
@@ -49,6 +50,11 @@ class Health:
             "region": self._node.region,
             "release": RELEASE,
         }
+
+    def seen_by_router(self) -> NodeHealth:
+        """Whether requests that arrive here are served here."""
+        is_away = self._store.serves_not_because
+        return NodeHealth.UNREACHABLE if is_away else NodeHealth.HEALTHY
 
     async def answer(self, _: web.Request) -> web.Response:
         """200 while reads and writes are served, 503 otherwise."""

@@ -14,6 +14,8 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from sidecar.errors import Broken
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 # A series of its own for when each series began helps nobody here.
@@ -99,6 +101,17 @@ class Metrics:
             "inferadb_sidecar_store_full",
             "1 while writes of applications are refused because Redis is near its maxmemory",
         )
+        self._forwarded = Counter(
+            "inferadb_sidecar_forwarded_requests_total",
+            "Requests of applications that were handed to this node",
+            ("target",),
+            registry=registry,
+        )
+        self._node_health = gauge(
+            "inferadb_sidecar_node_health",
+            "How another node is as this one sees it: 2 healthy, 1 degraded, 0 unreachable",
+            "target",
+        )
         self._resync_suggested = gauge(
             "inferadb_replication_resync_suggested",
             "1 while the feed no longer has what this target needs next",
@@ -172,6 +185,14 @@ class Metrics:
             self._target_changes.labels(target)
             self._target_failures.labels(target)
         self._lag.set_function(lambda: max((lag() for lag in targets.values()), default=0.0))
+
+    def forwarded(self, target: str) -> None:
+        """A request was handed to another node."""
+        self._forwarded.labels(target).inc()
+
+    def node_health(self, target: str, level: int) -> None:
+        """How another node is: 2 healthy, 1 degraded, 0 unreachable."""
+        self._node_health.labels(target).set(level)
 
     def wrote(self) -> None:
         """A write request was accepted."""
@@ -249,6 +270,13 @@ class Metrics:
     def store_full(self, is_full: bool) -> None:
         """Redis has, or has no longer, too little memory left for writes of applications."""
         self._store_full.set(int(is_full))
+
+    def value(self, name: str) -> float:
+        """What a metric without labels says now, by its name at /metrics."""
+        found = self._registry.get_sample_value(name)
+        if found is None:
+            raise Broken(f"there is no metric {name}")
+        return found
 
     def render(self) -> bytes:
         """The text format 0.0.4, whatever the client would accept."""

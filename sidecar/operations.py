@@ -110,6 +110,9 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
         transfer = status["transfer_in"]
         yield "state transfer", f"from {transfer['source']}, {_share(transfer)}"
     yield "members", ", ".join(status["members"])
+    for node, health in status["health"].items():
+        if health != "healthy":
+            yield "health", f"{node} is {health}"
     if status["removed"]:
         yield "removed nodes", ", ".join(status["removed"])
     durable = status["durable"]

@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from sidecar.core.conflict import USES_PRIORITIES, ConflictResolutionStrategy
 from sidecar.core.relationship import check_relation, check_tenant, check_type
+from sidecar.core.tenants import Place, Tenants
 from sidecar.core.topology import (
     ID_RULE,
     Node,
@@ -113,6 +114,14 @@ def _checked(check: Callable[[str], str]) -> AfterValidator:
     return AfterValidator(checked)
 
 
+def _tenant_pattern(text: str) -> str:
+    try:
+        check_tenant(text.replace("*", "x"))
+    except Refused:
+        raise _refuse("is not 1 to 64 letters, digits, '_' or '-', with '*' for any") from None
+    return text
+
+
 def _key_prefix(text: str) -> str:
     if not _KEY_PREFIX.fullmatch(text):
         raise _refuse("should be 1 to 64 letters, digits, '_', '.' or '-'")
@@ -164,7 +173,7 @@ StoreUrl = Annotated[str, AfterValidator(_store_url)]
 KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
 ResourceType = Annotated[str, _checked(check_type)]
 Relation = Annotated[str, _checked(check_relation)]
-TenantName = Annotated[str, _checked(check_tenant)]
+TenantPattern = Annotated[str, AfterValidator(_tenant_pattern)]
 
 
 # -- sections --------------------------------------------------------------------------------------
@@ -244,7 +253,10 @@ class ConflictOverride(Section):
 
 
 class Tenant(Section):
-    """Where writes of a tenant go (`home`) and where it may be at all (`regions`)."""
+    """Where writes of a tenant go (`home`) and where it may be at all (`regions`).
+
+    Its name may be a pattern with `*`; the exact name beats patterns, the longest pattern others.
+    """
 
     home: Id | None = None
     regions: tuple[Id, ...] | None = None
@@ -257,7 +269,7 @@ class Replication(Section):
     region_priorities: tuple[Id, ...] = ()
     conflict_overrides: tuple[ConflictOverride, ...] = ()
     custom_script: Path | None = None
-    tenants: dict[TenantName, Tenant] = {}
+    tenants: dict[TenantPattern, Tenant] = {}
     agent: Agent = Agent()
     window: Whole = Field(default=128, ge=1, le=1_024)
     feed_retention_s: Whole = Field(default=3_600, ge=0, le=2_592_000)
@@ -294,6 +306,19 @@ class Config(Section):
     def topology(self) -> Topology:
         """The deployment, seen from this node's region."""
         return _shape(self.replication, resolve_node(self, Named(self.node, "node", 1), 1).region)
+
+    @cached_property
+    def tenants(self) -> Tenants:
+        """Where tenants are at home, and where they may be."""
+        return Tenants(
+            {
+                name: Place(
+                    None if tenant.home is None else RegionId(tenant.home),
+                    None if tenant.regions is None else frozenset(map(RegionId, tenant.regions)),
+                )
+                for name, tenant in self.replication.tenants.items()
+            }
+        )
 
     @cached_property
     def this_node(self) -> Node:

@@ -1,4 +1,4 @@
-"""Run every test suite as a pytest of its own and say how long each took.
+"""Run every test suite as a pytest of its own, its files side by side; say how long each took.
 
 Usage: run_suites.py SUITE... [-- PYTEST-ARGUMENT...]; a suite is a folder beside this file. All
 suites run, also after one has failed; the answer is 0 only when each of them passed. A suite
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).parent
+# Most tests wait for real processes most of the time. The tests of a file share what they started.
+SIDE_BY_SIDE = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile")
 OUTCOMES = {0: "passed", 2: "interrupted", 5: "no tests"}
 
 
@@ -24,7 +26,7 @@ class Timed(NamedTuple):
 def run(suite: str, arguments: list[str]) -> Timed:
     print(f"\n== tests/{suite} ==", flush=True)
     began = time.monotonic()
-    command = [sys.executable, "-m", "pytest", f"tests/{suite}", *arguments]
+    command = [sys.executable, "-m", "pytest", f"tests/{suite}", *SIDE_BY_SIDE, *arguments]
     code = subprocess.run(command, cwd=TESTS.parent, check=False).returncode
     return Timed(suite, OUTCOMES.get(code, "failed"), time.monotonic() - began)
 

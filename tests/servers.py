@@ -5,7 +5,9 @@ same binary with the same settings, synchronously, and without the append-only f
 """
 
 import contextlib
+import itertools
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -112,18 +114,24 @@ def running_valkey(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+# Below the ports that the system gives away by itself, and a part for each process that runs tests.
+_PARTS, _PART, _LOWEST = 8, 1_250, 10_000
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_START = random.SystemRandom().randrange(_PART)
+_ports = itertools.cycle(
+    _LOWEST + _PROCESS % _PARTS * _PART + (_START + place) % _PART for place in range(_PART)
+)
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nothing listens on right now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+    """Ports of 127.0.0.1 that nothing listens on right now, and that no other test is given."""
+    return list(itertools.islice(filter(_is_free, _ports), count))
 
 
 def free_base_port(nodes: int) -> int:
     """A base port such that base+10·i, +1 and +2 are free for each of `nodes` nodes."""
-    for base in range(20_000, 32_000, 10 * nodes):
+    first = 20_000 + _PROCESS % _PARTS * 1_500
+    for base in range(first, first + 1_500 - 10 * nodes, 10 * nodes):
         wanted = [base + 10 * node + offset for node in range(nodes) for offset in range(3)]
         if all(_is_free(port) for port in wanted):
             return base

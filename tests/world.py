@@ -553,7 +553,9 @@ class Watcher:
 
 
 class World:
-    """Some nodes, one per region, and the links between them. `close` ends everything.
+    """Some nodes, and the links between them. `close` ends everything.
+
+    regions: how many, with a node each; or the region of each node.
 
     Each node ships to each other one over a link of its own: `link(source, target)` is one of
     `links`. `tree` is where the code lies that the nodes run.
@@ -561,8 +563,9 @@ class World:
 
     def __init__(
         self,
-        regions: int = 2,
+        regions: int | Sequence[str] = 2,
         *,
+        primary: str | None = None,
         replication: Mapping[str, object] | None = None,
         environ: Mapping[str, str] | None = None,
         tree: Path = ROOT,
@@ -571,11 +574,14 @@ class World:
         self.is_kept = False
         self._stack = contextlib.ExitStack()
         self._stack.callback(self._remove_folder)
-        ports = free_ports(3 * regions + regions * (regions - 1))
+        named = REGIONS[:regions] if isinstance(regions, int) else regions
+        count = len(named)
+        self._primary = primary
+        ports = free_ports(3 * count + count * (count - 1))
         self.nodes = tuple(
             Node(
                 name=f"node{i + 1}",
-                region=REGIONS[i],
+                region=region,
                 app_port=ports[3 * i],
                 peer_port=ports[3 * i + 1],
                 admin_port=ports[3 * i + 2],
@@ -584,27 +590,34 @@ class World:
                 environ=dict(environ or {}),
                 tree=tree,
             )
-            for i in range(regions)
+            for i, region in enumerate(named)
         )
         pairs = [(a, b) for a in self.nodes for b in self.nodes if a is not b]
         self._links = {
             (source.name, target.name): Link(port, target.peer_port)
-            for (source, target), port in zip(pairs, ports[3 * regions :], strict=True)
+            for (source, target), port in zip(pairs, ports[3 * count :], strict=True)
         }
         self.links = tuple(self._links.values())
         for link in self.links:
             self._stack.callback(link.close)
         for node in self.nodes:
-            seen = [self.region(other, node) for other in self.nodes]
+            seen = [self.seen_by(node, region) for region in dict.fromkeys(named)]
             settings = {"regions": seen, **(replication or {})}
             node.config.write_text(yaml.safe_dump({"replication": settings}, sort_keys=False))
             self._stack.callback(node.stop)
 
-    def region(self, node: Node, seen_by: Node) -> dict[str, object]:
-        """A region of the topology, with the place where this node finds the node in it."""
-        port = node.peer_port if node is seen_by else self.link(seen_by.name, node.name).port
-        here = {"id": node.name, "endpoint": f"{HOST}:{port}"}
-        return {"id": node.region, "zones": [{"id": f"{node.region}a", "nodes": [here]}]}
+    def seen_by(self, seer: Node, region: str) -> dict[str, object]:
+        """A region of the topology, with the places where this node finds the nodes in it."""
+        nodes = [
+            {"id": node.name, "endpoint": f"{HOST}:{self._port_of(node, seer)}"}
+            for node in self.nodes
+            if node.region == region
+        ]
+        role = {"is_primary": True} if region == self._primary else {}
+        return {"id": region, **role, "zones": [{"id": f"{region}a", "nodes": nodes}]}
+
+    def _port_of(self, node: Node, seen_by: Node) -> int:
+        return node.peer_port if node is seen_by else self.link(seen_by.name, node.name).port
 
     def _remove_folder(self) -> None:
         if not self.is_kept:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from sidecar.agent.peers import Peers
+from sidecar.agent.probe import Probes
 from sidecar.agent.ship import Shipping, Target
 from sidecar.api.answers import Answers, Route, compact
 from sidecar.core.relationship import BUCKETS
@@ -45,9 +46,11 @@ class Operations:
         peers: Peers,
         shipping: Shipping,
         answers: Answers,
+        *,
+        probes: Probes,
     ) -> None:
         self._node, self._store, self._peers = node, store, peers
-        self._shipping, self._answers = shipping, answers
+        self._shipping, self._answers, self._probes = shipping, answers, probes
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, with JSON also for what aiohttp would answer in plain text."""
@@ -99,6 +102,7 @@ class Operations:
             "removed": dict(peers.removed),
             "rows": {node: encode_vector(row) for node, row in peers.rows.known.items()},
             "ended": encode_vector(peers.rows.ended),
+            "health": self._probes.seen(),
             "transfer_in": self._transfer_in(),
             "transfers_out": {
                 target.node: {"buckets": target.buckets_sent, "of": BUCKETS}

@@ -5,6 +5,7 @@ Also the pulse of `Peers`, which decides what that is.
 
 import asyncio
 
+from sidecar.agent.orphans import let_go
 from sidecar.agent.peers import Peers
 from sidecar.errors import Unavailable
 from sidecar.metrics import Metrics
@@ -26,7 +27,7 @@ async def collect(store: RedisStore, peers: Peers, metrics: Metrics) -> None:
             store.refuse(peers.refusal, peers.write_refusal)
             metrics.parked(len(await store.parked()))
             await peers.collect(pause)
-            await store.let_go(peers.rows.ended, peers.stability.vector is not None)
+            await let_go(store, peers)
             metrics.unsettled(await store.unsettled(), peers.stability.held_by)
         except Unavailable:
             # Said once where it was noticed.

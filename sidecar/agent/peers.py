@@ -19,7 +19,7 @@ from sidecar.core.sender import Here
 from sidecar.core.vector import Vector, above, is_covered, newest_origins, node_of, pointwise_max
 from sidecar.core.wire import decode_vector, encode_vector
 from sidecar.errors import Refused, Unavailable
-from sidecar.store.calls import Absorbed, Merged, Phase, States, Way
+from sidecar.store.calls import Absorbed, LetGo, Merged, Orphan, Phase, States, Way
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,9 @@ class Replica(Protocol):
     async def collect(
         self, stable: Vector, ended: Mapping[str, int], after: int = 0
     ) -> int | None: ...
+    async def let_go(self, ended: Mapping[str, int], is_whole: bool = False) -> LetGo: ...
+    async def write_again(self, orphan: Orphan) -> bool: ...
+    async def taken(self) -> Vector: ...
     async def wait_durable(self, vector: Vector) -> None: ...
     async def prove(self) -> None: ...
     async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None: ...
@@ -106,11 +109,13 @@ class Peers:
         *,
         wall_us: Callable[[], int] | None = None,
         max_ahead_us: int = 60_000_000,
+        heard: Callable[[str, Vector, str], None] = lambda node, vector, by: None,
     ) -> None:
         """members: the nodes of the topology. now_us: a clock that only goes on, in microseconds.
 
         neighbours: the nodes that a session leads to or comes from; None: all of them. wall_us: the
         wall clock, which must not be further ahead of those of most others than max_ahead_us.
+        heard: called with a node, a vector that it has, and who tells so.
         """
         self._store, self._me, self._now_us = store, me, now_us
         self.rows = Rows(me, members)
@@ -124,8 +129,10 @@ class Peers:
         self._others = [n for n in self.rows.members if n != me]
         self._neighbours = set(self._others if neighbours is None else neighbours)
         self._named: dict[str, str] = {}
+        self._taken: Vector = {}
         self._announced: dict[str, int] = {}
         self._wall_us, self._max_ahead_us = wall_us, max_ahead_us
+        self._heard = heard
         self._preparing = asyncio.Lock()
         self._members_of = ""
         self._removed_by: set[str] = set()
@@ -144,6 +151,7 @@ class Peers:
             if not self._is_prepared:
                 self.rows.restore(await store.rows(self._others))
                 self._is_prepared = True
+            self._taken = await store.taken()
             removed = newest_removed(self.removed, self._told_removed)
             origin = store.origin
             if self._members_of != origin or removed != self.removed:
@@ -185,8 +193,18 @@ class Peers:
         if to is not None:
             # Also an incarnation that was only named: it may have been lost before it was safe.
             named = {self._named[to]: 0} if to in self._named else {}
-            facts["claims"] = encode_vector({**named, **self.rows.claims_of(to)})
+            claims = pointwise_max(self.rows.claims_of(to), self._taken_of(to))
+            facts["claims"] = encode_vector({**named, **claims})
         return facts
+
+    def _taken_of(self, node: str) -> Vector:
+        """What pages say that the newest incarnation of a node has written.
+
+        Its vector may not have come yet: places that are taken all the same.
+        """
+        known = [*self._store.vector, *self._taken, *self.rows.claims_of(node)]
+        newest = max(newest_origins(known).get(node, ""), self._named.get(node, ""))
+        return {o: t for o, t in self._taken.items() if o == newest}
 
     # -- what others tell -------------------------------------------------------------------------
 
@@ -245,11 +263,14 @@ class Peers:
     def _hear(self, node: str, head: Mapping[str, object]) -> Told:
         vector = decode_vector(head.get("vector"))
         self.rows.hear(node, _durable(head))
+        self._heard(node, vector, node)
         rows = head.get("rows", {})
         if not isinstance(rows, dict):
             raise Refused("bad_frame", "rows is an object of node and vector")
         for other, row in rows.items():
-            self.rows.hear(str(other), decode_vector(row))
+            reached = decode_vector(row)
+            self.rows.hear(str(other), reached)
+            self._heard(str(other), reached, node)
         try:
             phase = Phase(str(head.get("phase", Phase.SERVING.value)))
         except ValueError:
@@ -357,6 +378,21 @@ class Peers:
                 return origin
         return None
 
+    def stranger_among(self, nodes: Collection[str]) -> str | None:
+        """One of these that belongs to no topology of which anybody here has ever heard.
+
+        Of a node that was removed the vectors still name what it wrote. A node that is new, or has
+        not read yet what it knows, cannot tell.
+        """
+        members = self.rows.members
+        if all(node in members for node in nodes) or not self._is_prepared or self.is_new:
+            return None
+        heard = [told.vector for told in self.told.values()]
+        known = {node_of(o) for vector in (self._store.vector, *heard) for o in vector}
+        known.update(members, self.removed, self._told_removed)
+        known.update(*(told.members for told in self.told.values()))
+        return next((node for node in nodes if node not in known), None)
+
     async def accept_loss(self) -> None:
         """Go on with what is here. Raises Refused("not_behind") when nothing is missing."""
         async with self._deciding:
@@ -406,6 +442,14 @@ class Peers:
         """Who has been heard of lately."""
         after_us = max(self._now_us() - PRESENT_US, since_us)
         return {n: told for n, told in self.told.items() if told.heard_us > after_us}
+
+    @property
+    def is_level(self) -> bool:
+        """Whether every neighbour is there, and this node has all that is told to be anywhere."""
+        there = self.present()
+        return there.keys() >= self._neighbours and all(
+            is_covered(told.vector, self._store.vector) for told in there.values()
+        )
 
     def _has_caught_up(self, since_us: int) -> bool:
         """Caught up with all that are there, at least one of them caught up itself and not new.

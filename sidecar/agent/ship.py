@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import tenacity
 
+from sidecar.agent.concern import Concerns
 from sidecar.agent.peers import Peers
 from sidecar.agent.tail import Tail
 from sidecar.core.relationship import BUCKETS
@@ -92,6 +93,7 @@ class Shipping:
         peers: Peers,
         targets: Iterable[Target],
         *,
+        concerns: Concerns,
         me: Party,
         limits: Limits,
         retries: Retries,
@@ -99,6 +101,7 @@ class Shipping:
         now_us: Callable[[], int],
     ) -> None:
         self._store, self._tail, self._dialler, self._peers = store, tail, dialler, peers
+        self._concerns = concerns
         self._me, self._limits, self._retries = me, limits, retries
         self._metrics, self._now_us = metrics, now_us
         self.targets = tuple(targets)
@@ -190,7 +193,9 @@ class Shipping:
         elif head["type"] == "heartbeat":
             await self._peers.heard(target.node, head)
         self._check(origin)
-        return sender.on_frame(head, self._peers.here, _monotonic_us())
+        actions = sender.on_frame(head, self._peers.here, _monotonic_us())
+        self._concerns.heard(target.node, sender.target_vector)
+        return actions
 
     def entries(
         self, sender: Sender, after: int, entries: list[FeedEntry], origin: str

@@ -29,7 +29,8 @@ class Tail:
     """The end of the feed. `run` follows it while somebody waits; the rest is for any task."""
 
     def __init__(self, store: RedisStore, buffer_size: int) -> None:
-        self._store, self._buffer_size = store, buffer_size
+        self.store, self._buffer_size = store, buffer_size
+        self._run = asyncio.Lock()
         self._entries: list[FeedEntry] = []
         self._changes = 0
         # The buffer holds every entry with a revision above this one, up to the newest.
@@ -45,13 +46,18 @@ class Tail:
     async def run(self) -> None:
         """Follow the feed for ever, also across a Redis that goes and comes back.
 
-        Reads nothing while nobody waits; writes that come meanwhile are then read together.
+        Reads nothing while nobody waits; writes that come meanwhile are then read together. Several
+        may run it: one follows, and another takes over when that one is cancelled.
         """
+        async with self._run:
+            await self._follow()
+
+    async def _follow(self) -> None:
         clock = asyncio.get_running_loop().time
         while True:
             idle_since = clock()
             await self._wanted.wait()
-            await self._store.opened()
+            await self.store.opened()
             self._keep_up()
             if not self._waiting:
                 continue  # whoever waited gave up while the store was closed
@@ -60,8 +66,8 @@ class Tail:
                 self._begin(min(self._waiting))
             newest = self._newest
             try:
-                entries = await self._store.feed_news(newest, READ_COUNT, WAIT_MS)
-                whole_after = await self._store.whole_after(newest)
+                entries = await self.store.feed_news(newest, READ_COUNT, WAIT_MS)
+                whole_after = await self.store.whole_after(newest)
             except Unavailable as unavailable:
                 log.debug("tail waits for the store", extra={"reason": unavailable.message})
                 await asyncio.sleep(0.05)
@@ -72,8 +78,8 @@ class Tail:
 
     def _keep_up(self) -> None:
         """A new incarnation may have taken back what the one before wrote: hold nothing of it."""
-        if self._origin != self._store.origin:
-            self._origin = self._store.origin
+        if self._origin != self.store.origin:
+            self._origin = self.store.origin
             self._entries.clear()
             self._pages.clear()
             self._complete_after, self._newest, self._changes = None, 0, 0
@@ -126,11 +132,11 @@ class Tail:
                 return shared
             newest, origin = self._newest, self._origin
             count = min(count, self._count)
-            entries = await self._store.feed_after(revision, count)
-            whole_after = await self._store.whole_after(revision)
+            entries = await self.store.feed_after(revision, count)
+            whole_after = await self.store.whole_after(revision)
             if is_watching and revision < whole_after:
                 raise expired()
-            if origin != self._store.origin:
+            if origin != self.store.origin:
                 continue
             self._share(revision, entries, count)
             if len(entries) < count and self._complete_after is None:

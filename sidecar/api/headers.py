@@ -7,13 +7,15 @@ from hashlib import blake2b
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
+from sidecar.core.concern import WriteConcern
 from sidecar.core.relationship import check_tenant
 from sidecar.core.token import Token
 from sidecar.errors import Refused
 
 DEFAULT_TENANT = "default"
 DEFAULT_CONSISTENCY_TIMEOUT_MS = 2000
-MAX_CONSISTENCY_TIMEOUT_MS = 60_000
+DEFAULT_WRITE_CONCERN_TIMEOUT_MS = 5000
+MAX_TIMEOUT_MS = 60_000
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _MILLISECONDS = re.compile(r"[0-9]{1,5}")
@@ -28,6 +30,17 @@ class Consistency:
 
     token: Token
     timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """In how many regions a write must be before it is answered, and how long that may take."""
+
+    level: WriteConcern
+    timeout_s: float
+
+
+NO_CONCERN = Concern(WriteConcern.LOCAL, 0.0)
 
 
 def check_body_headers(request: web.Request) -> None:
@@ -79,52 +92,46 @@ def request_hash(path: str, tenant: str, raw: bytes) -> str:
     return digest.hexdigest()
 
 
-def check_write_concern(headers: Headers) -> None:
-    """`X-Write-Concern`: only `local` for now; nothing weaker than asked for is done silently."""
-    concern = headers.get("X-Write-Concern")
-    if concern is None or concern == "local":
-        return
-    if concern in {"majority", "all"}:
+def concern_of(headers: Headers) -> Concern:
+    """`X-Write-Concern` and `X-Write-Concern-Timeout-Ms`."""
+    timeout_s = _timeout_s(headers, "X-Write-Concern-Timeout-Ms", DEFAULT_WRITE_CONCERN_TIMEOUT_MS)
+    word = _only(headers, "X-Write-Concern")
+    if word is None:
+        return NO_CONCERN
+    try:
+        return Concern(WriteConcern(word), timeout_s)
+    except ValueError:
         raise Refused(
-            "not_available",
-            f"X-Write-Concern: {concern} is not available in this version; nothing was written. "
-            "Send local or leave the header out",
-            501,
-        )
-    raise Refused(
-        "invalid_header", "X-Write-Concern is local, majority or all; nothing was written"
-    )
+            "invalid_header", "X-Write-Concern is local, majority or all; nothing was written"
+        ) from None
 
 
 def consistency_of(headers: Headers) -> Consistency | None:
     """`X-Revision-Token`, `X-Consistency` and `X-Consistency-Timeout-Ms`, or None without token."""
     mode = headers.get("X-Consistency", "fail")
-    timeout = headers.get("X-Consistency-Timeout-Ms")
-    timeout_ms = DEFAULT_CONSISTENCY_TIMEOUT_MS
-    if timeout is not None:
-        timeout_ms = int(timeout) if _MILLISECONDS.fullmatch(timeout) else -1
-        if not 0 <= timeout_ms <= MAX_CONSISTENCY_TIMEOUT_MS:
-            raise Refused(
-                "invalid_header",
-                "X-Consistency-Timeout-Ms is a whole number of milliseconds from 0 to "
-                f"{MAX_CONSISTENCY_TIMEOUT_MS}",
-            )
-    if mode == "origin":
-        raise Refused(
-            "not_available",
-            "X-Consistency: origin is not available in this version, because requests are not "
-            "forwarded; send fail or leave the header out, and ask the node that gave the token",
-            501,
-        )
-    if mode != "fail":
+    timeout_s = _timeout_s(headers, "X-Consistency-Timeout-Ms", DEFAULT_CONSISTENCY_TIMEOUT_MS)
+    if mode not in {"fail", "origin"}:
         raise Refused("invalid_header", "X-Consistency is fail or origin")
     token = _only(headers, "X-Revision-Token")
-    return None if token is None else Consistency(Token.decode(token), timeout_ms / 1000)
+    return None if token is None else Consistency(Token.decode(token), timeout_s)
 
 
 def last_event_id_of(headers: Headers) -> str | None:
     """`Last-Event-ID`: what a reader of server-sent events sends when it connects again."""
     return _only(headers, "Last-Event-ID") or None
+
+
+def _timeout_s(headers: Headers, name: str, default_ms: int) -> float:
+    text = headers.get(name)
+    if text is None:
+        return default_ms / 1000
+    timeout_ms = int(text) if _MILLISECONDS.fullmatch(text) else -1
+    if not 0 <= timeout_ms <= MAX_TIMEOUT_MS:
+        raise Refused(
+            "invalid_header",
+            f"{name} is a whole number of milliseconds from 0 to {MAX_TIMEOUT_MS}",
+        )
+    return timeout_ms / 1000
 
 
 def _only(headers: Headers, name: str) -> str | None:

@@ -10,7 +10,7 @@ The events of one transaction come together, in order; the last one that passes 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -74,12 +74,19 @@ class Watch:
     """All watchers of one node."""
 
     def __init__(
-        self, store: RedisStore, tail: Tail, answers: Answers, limits: WatchLimits
+        self,
+        store: RedisStore,
+        tail: Tail,
+        answers: Answers,
+        limits: WatchLimits,
+        reach: Callable[[headers.Consistency | None], Awaitable[None]],
     ) -> None:
+        """reach: waits until this node has what a token names."""
         self._store = store
         self._tail = tail
         self._answers = answers
         self._limits = limits
+        self._reach = reach
         self._watchers = 0
         self._ending = asyncio.Event()
         self._writing: set[asyncio.Timeout] = set()
@@ -88,6 +95,7 @@ class Watch:
         """Serve one watcher until it goes, reads too slowly, or this node ends."""
         headers.check_body_headers(request)
         tenant = headers.tenant_of(request.headers)
+        consistency = headers.consistency_of(request.headers)
         body = bodies.parse(bodies.WATCH, await request.read())
         bodies.check_words(body)
         wanted = Wanted(
@@ -98,6 +106,8 @@ class Watch:
         )
         # A reader that connects again repeats its body, so the header is the newer of the two.
         cursor = headers.last_event_id_of(request.headers) or body.get("cursor")
+        # What the token names is there before the stream begins: "now" is behind it.
+        await self._reach(consistency)
         place = await self._begin(cursor)
         if self._ending.is_set() or self._watchers >= self._limits.watchers:
             raise Unavailable(

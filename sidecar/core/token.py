@@ -1,12 +1,14 @@
 """Tokens: what a client carries to read its own writes anywhere. Opaque to clients.
 
 A token holds the node that answered, the revision there, and the node's vector; a node that covers
-the vector shows everything the client has seen.
+the vector shows everything the client has seen. A checksum tells a token that was cut short, which
+would otherwise be one that asks for less.
 """
 
 import base64
 import binascii
 import re
+import zlib
 from typing import NamedTuple
 
 from sidecar.core.vector import Vector, newest_origins
@@ -17,7 +19,8 @@ MAX_ORIGINS = 64
 """Beyond it the incarnations that ended the longest ago are left out: every node has had them for
 long, and a token has to fit into a header."""
 
-_FORMAT = "1"
+_FORMAT = "2"
+_SUM_BYTES = 4
 _TEXT = re.compile(r"[a-z0-9-]{1,32}\|[0-9]{1,16}(\|[a-z0-9-]{1,32}\.[a-z0-9]{1,32}:[0-9]{1,16})*")
 
 
@@ -32,8 +35,8 @@ class Token(NamedTuple):
         """Text that is safe in headers and URLs."""
         vector = self.vector if len(self.vector) <= MAX_ORIGINS else _shortened(self.vector)
         entries = "".join([f"|{origin}:{t}" for origin, t in vector.items()])
-        text = f"{self.node}|{self.revision}{entries}"
-        return _FORMAT + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        inner = f"{self.node}|{self.revision}{entries}".encode()
+        return _FORMAT + base64.urlsafe_b64encode(inner + _sum(inner)).decode().rstrip("=")
 
     @classmethod
     def decode(cls, text: str) -> "Token":
@@ -42,17 +45,24 @@ class Token(NamedTuple):
             raise _not_a_token()
         padded = text[1:] + "=" * (-len(text[1:]) % 4)
         try:
-            inner = base64.b64decode(padded, altchars=b"-_", validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
+            raw = base64.b64decode(padded, altchars=b"-_", validate=True)
+        except binascii.Error:
             raise _not_a_token() from None
-        if not _TEXT.fullmatch(inner):
+        inner = raw[:-_SUM_BYTES].decode("ascii", "replace")
+        if raw[-_SUM_BYTES:] != _sum(raw[:-_SUM_BYTES]) or not _TEXT.fullmatch(inner):
             raise _not_a_token()
         node, revision, *entries = inner.split("|")
         vector = {}
         for entry in entries:
             origin, _, timestamp = entry.partition(":")
             vector[origin] = int(timestamp)
+        if max([int(revision), *vector.values()]) >= 2**53:
+            raise _not_a_token()
         return cls(node, int(revision), vector)
+
+
+def _sum(inner: bytes) -> bytes:
+    return zlib.crc32(inner).to_bytes(_SUM_BYTES, "big")
 
 
 def _shortened(vector: Vector) -> Vector:

@@ -122,6 +122,11 @@ class Topology:
         known = _listed(region.id for region in self.regions)
         raise TopologyError(f"there is no region {region_id!r}; regions: {known}")
 
+    @property
+    def primary(self) -> RegionId | None:
+        """The region with `is_primary`; promotions are not its business."""
+        return next((region.id for region in self.regions if region.is_primary), None)
+
     def region_of(self, node_id: str) -> RegionId:
         return self.node(node_id).region
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from sidecar.core.relationship import Change, Relationship
-from sidecar.core.vector import Vector
+from sidecar.core.vector import Vector, Version
 
 
 class MergeOutcome(StrEnum):
@@ -54,6 +54,24 @@ class Written(NamedTuple):
     deleted: int
     vector: Vector
     replayed: bool = False
+
+
+class Orphan(NamedTuple):
+    """A tuple with a write from above the end of its incarnation, which no feed has.
+
+    again: what the tuple shows, as a change. revision: where that came. lost: the write.
+    """
+
+    again: Change
+    revision: int
+    lost: Version
+
+
+class LetGo(NamedTuple):
+    """orphans: tuples to be written again before all can go. has_more: call again."""
+
+    orphans: Sequence[Orphan] = ()
+    has_more: bool = False
 
 
 @dataclass(frozen=True, slots=True)

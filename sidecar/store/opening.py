@@ -84,7 +84,7 @@ class OpenStore:
         self._next_reader = 0
         self._opened, self._closed = asyncio.Event(), asyncio.Event()
         self._closed_because = Unavailable("store_unavailable", "Redis has not answered yet")
-        self._covering: list[tuple[Vector, asyncio.Future[None]]] = []
+        self._covering: dict[asyncio.Future[None], Vector] = {}
         self._next_own: asyncio.Future[int] | None = None
         self._is_ending = False
         self._phase = Phase.UNPROVEN
@@ -162,6 +162,16 @@ class OpenStore:
         self._refused, self._refused_writes = all_calls, writes
 
     @property
+    def rules(self) -> Rules:
+        """By which the winners are chosen here."""
+        return self._rules
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where what happens in this store is counted."""
+        return self._metrics
+
+    @property
     def born(self) -> str:
         """The first incarnation of this data set."""
         return self._born
@@ -221,11 +231,6 @@ class OpenStore:
     def progress(self) -> str:
         """How far an incoming state transfer has come; "" when there is none."""
         return self._progress
-
-    @property
-    def rules(self) -> Rules:
-        """How conflicts are decided here."""
-        return self._rules
 
     @property
     def joined(self) -> frozenset[str] | None:
@@ -677,7 +682,7 @@ class OpenStore:
             self._next_own.set_result(first_own)
             self._next_own = None
         if self._covering:
-            for wanted, reached in self._covering:
+            for reached, wanted in self._covering.items():
                 if not reached.done() and is_covered(wanted, self._vector):
                     reached.set_result(None)
 

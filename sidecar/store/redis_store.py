@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from sidecar.core.conflict import Rules
 from sidecar.core.membership import Removed
-from sidecar.core.relationship import Relationship
+from sidecar.core.relationship import Change, Operation, Relationship
 from sidecar.core.script import CustomScript
 from sidecar.core.vector import Vector, is_covered, pointwise_max
 from sidecar.core.wire import bucket_of_name, encode_vector, hash_of
@@ -26,8 +26,10 @@ from sidecar.store.calls import (
     AbsorbOutcome,
     Bucket,
     Filter,
+    LetGo,
     Merged,
     MergeOutcome,
+    Orphan,
     Page,
     States,
     Trimmed,
@@ -238,15 +240,14 @@ class RedisStore(OpenStore):
         if is_covered(vector, self._vector):
             return True
         reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (vector, reached)
-        self._covering.append(entry)
+        self._covering[reached] = vector
         try:
             async with asyncio.timeout(timeout_s):
                 await reached
         except TimeoutError:
             return False
         finally:
-            self._covering.remove(entry)
+            del self._covering[reached]
         return True
 
     # -- the conflict log ---------------------------------------------------------------------
@@ -406,8 +407,6 @@ class RedisStore(OpenStore):
         self,
         start: Vector,
         progress: str,
-        ended: Mapping[str, int] | None = None,
-        is_whole: bool = False,
         *,
         joined: frozenset[str] | None = None,
     ) -> bool:
@@ -415,29 +414,69 @@ class RedisStore(OpenStore):
 
         joined: what is joined here since the rules changed, the source's state among it.
         """
+        outcome, *_ = await self._finish(start, progress, joined=joined)
+        if outcome != b"finished":
+            return False
+        self._progress = "" if progress else self._progress
+        self._joined = joined if joined is not None else self._joined
+        return True
+
+    async def _finish(
+        self,
+        start: Vector,
+        progress: str,
+        ended: Vector | None = None,
+        is_whole: bool = False,
+        joined: frozenset[str] | None = None,
+    ) -> list[bytes]:
         nodes = json.dumps(sorted(joined)) if joined is not None else ""
-        outcome, vector, floor = await self._ask(
+        reply: list[bytes] = await self._ask(
             self._merger,
             "finish",
             *(self._clock, json.dumps(encode_vector(start)), progress),
             *(json.dumps(encode_vector(ended or {})), "1" if is_whole else "", nodes),
         )
-        if outcome != b"finished":
-            return False
-        self._progress = "" if progress else self._progress
-        self._joined = joined if joined is not None else self._joined
-        self._floor = _vector(floor)
-        self._advance(self._clock, _vector(vector))
-        return True
+        outcome, vector, floor, *_ = reply
+        if outcome == b"finished":
+            self._floor = _vector(floor)
+            self._advance(self._clock, _vector(vector))
+        return reply
 
-    async def let_go(self, ended: Mapping[str, int], is_whole: bool = False) -> None:
+    async def let_go(self, ended: Mapping[str, int], is_whole: bool = False) -> LetGo:
         """Forget what was taken over with pages, where the vector has reached it or nobody will.
 
-        is_whole: every node has heard of every newest incarnation that is known here, so that what
-        is not in the vector of an older one is nowhere.
+        Not of buckets with orphans: those are returned, to be written again first. ended:
+        incarnation -> where it ended. is_whole: every node has heard of every newest incarnation
+        that is known here, so that what is not in the vector of an older one is nowhere.
         """
-        if await self._read("EXISTS", self.keys.beyond):
-            await self.finish({}, "", ended, is_whole)
+        if not await self._read("EXISTS", self.keys.beyond):
+            return LetGo()
+        _, _, _, more, *rows = await self._finish({}, "", ended, is_whole)
+        texts = [_text(row) for row in rows]
+        orphans = [_orphan(*texts[at : at + 5]) for at in range(0, len(texts), 5)]
+        return LetGo(orphans, more == b"more")
+
+    async def write_again(self, orphan: Orphan) -> bool:
+        """Write what a tuple shows, unless it shows something else meanwhile.
+
+        The write overwrites what the lost one had, everywhere. Raises Unavailable like any write.
+        """
+        tenant = orphan.again.relationship.tenant
+        request = WriteRequest(tenant, [orphan.again], expected_revision=orphan.revision)
+        try:
+            await self.write(request)
+        except Refused as refused:
+            if refused.code != "revision_mismatch":
+                raise
+            return False
+        return True
+
+    async def taken(self) -> Vector:
+        """origin -> the most that pages brought of it; only what the vector has not reached."""
+        most: Vector = {}
+        for text in await self._read("HVALS", self.keys.beyond):
+            most = pointwise_max(most, _vector(text))
+        return most
 
     # -- what no bucket lists -------------------------------------------------------------------
 
@@ -547,6 +586,18 @@ class RedisStore(OpenStore):
 def _text(raw: bytes) -> str:
     """What was written behind our back need not be UTF-8."""
     return raw.decode("utf-8", "surrogateescape")
+
+
+def _orphan(member: str, field: str, text: str, revision: str, lost: str) -> Orphan:
+    tenant, _, resource = member.partition("/")
+    relation, _, subject = field.partition("#")
+    shown = states.winner(text)
+    at, _, origin = lost.partition(" ")
+    until = int(shown.expires_at) if shown.expires_at else None
+    payload = (shown.condition or None, until) if shown.is_visible else ()
+    one = Relationship(tenant, resource, relation, subject, *payload)
+    operation = Operation.INSERT if shown.is_visible else Operation.DELETE
+    return Orphan(Change(operation, one), int(revision), (int(at), origin))
 
 
 def _is_member(name: str) -> bool:

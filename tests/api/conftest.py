@@ -14,8 +14,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from sidecar.agent.concern import Concerns
 from sidecar.agent.tail import Tail
-from sidecar.api.native import app_listener, native_app
+from sidecar.api.native import LostOf, app_listener, native_app
 from sidecar.api.watch import WatchLimits
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.topology import Node, NodeId, RegionId, ZoneId
@@ -53,6 +54,7 @@ class Api:
     session: aiohttp.ClientSession
     health: JsonObject
     runner: web.AppRunner = field(repr=False)
+    concerns: Concerns = field(repr=False)
 
     @property
     def port(self) -> int:
@@ -237,8 +239,13 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running_api(valkey: RealValkey, limits: WatchLimits | None = None) -> AsyncIterator[Api]:
-    """A node on a free port, ended afterwards."""
+async def running_api(
+    valkey: RealValkey,
+    limits: WatchLimits | None = None,
+    others: Mapping[str, str] = {},
+    lost_of: LostOf = lambda vector: None,
+) -> AsyncIterator[Api]:
+    """A node on a free port, ended afterwards. others: the region of each other node."""
     randomness = random.Random(7)
     store = RedisStore(
         valkey.url,
@@ -257,12 +264,15 @@ async def running_api(valkey: RealValkey, limits: WatchLimits | None = None) -> 
         tail = Tail(store, 10_000)
         following = asyncio.create_task(tail.run())
         stack.push_async_callback(_cancelled, following)
+        concerns = Concerns(store, {"node1": "us-west-1", **others})
         app = native_app(
             store=store,
             tail=tail,
             node=node,
             health=lambda: (not health.get("reasons"), health),
             watch_limits=limits,
+            concerns=concerns,
+            lost_of=lost_of,
         )
         runner = app_listener(app, shutdown_timeout=5)
         await runner.setup()
@@ -274,7 +284,7 @@ async def running_api(valkey: RealValkey, limits: WatchLimits | None = None) -> 
                 cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=30)
             )
         )
-        yield Api(f"http://127.0.0.1:{port}", store, valkey, session, health, runner)
+        yield Api(f"http://127.0.0.1:{port}", store, valkey, session, health, runner, concerns)
 
 
 @pytest.fixture

@@ -40,6 +40,11 @@ BAD_HEADERS: list[tuple[str, dict[str, str], int, str]] = [
     (WRITE, {"Idempotency-Key": "x" * 256}, 400, "invalid_header"),
     (WRITE, {"Idempotency-Key": "schlüssel"}, 400, "invalid_header"),
     (WRITE, {"X-Write-Concern": "some"}, 400, "invalid_header"),
+    (WRITE, {"X-Write-Concern": ""}, 400, "invalid_header"),
+    (WRITE, {"X-Write-Concern": "Majority"}, 400, "invalid_header"),
+    (WRITE, {"X-Write-Concern-Timeout-Ms": "60001"}, 400, "invalid_header"),
+    (WRITE, {"X-Write-Concern-Timeout-Ms": "-1"}, 400, "invalid_header"),
+    (WRITE, {"X-Write-Concern-Timeout-Ms": "soon"}, 400, "invalid_header"),
     (WRITE, {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
     (WRITE, {"Content-Type": "application/x-www-form-urlencoded"}, 415, "unsupported_media_type"),
     (WRITE, {"Content-Type": "application/json; charset=latin-1"}, 415, "unsupported_media_type"),
@@ -55,6 +60,7 @@ BAD_HEADERS: list[tuple[str, dict[str, str], int, str]] = [
     (LIST, {"X-Consistency-Timeout-Ms": "1e3"}, 400, "invalid_header"),
     ("evaluation", {"X-Revision-Token": "?"}, 400, "invalid_token"),
     ("watch", {"Last-Event-ID": "?"}, 400, "invalid_cursor"),
+    ("watch", {"X-Revision-Token": "?"}, 400, "invalid_token"),
     (LIST, {"X-Long": "x" * 9000}, 400, "bad_http"),
 ]
 

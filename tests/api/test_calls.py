@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from sidecar.core.token import Token
 from tests.api.conftest import Api, numbered, text_of, tuple_of
 
 
@@ -264,8 +265,6 @@ async def test_reads_with_the_token_of_a_write_see_it(api: Api) -> None:
 async def test_a_token_of_writes_that_have_not_arrived_is_waited_for_and_then_refused(
     api: Api,
 ) -> None:
-    from sidecar.core.token import Token
-
     ahead = Token("node2", 5, {"node2.abc": 5}).encode()
     began = asyncio.get_running_loop().time()
     refused = await api.post(
@@ -279,16 +278,32 @@ async def test_a_token_of_writes_that_have_not_arrived_is_waited_for_and_then_re
     assert at_once.status == 409
 
 
-async def test_what_is_not_built_yet_says_so(api: Api) -> None:
-    for headers in ({"x_consistency": "origin"},):
-        answer = await api.post("relationships/list", {}, **headers)
-        assert (answer.status, answer.error) == (501, "not_available")
+async def test_a_watch_with_a_token_begins_behind_what_it_names(api: Api) -> None:
+    written = await api.write("doc:1 viewer user:alice")
+    async with api.watch(x_revision_token=written["token"]) as events:
+        await api.write("doc:2 viewer user:alice")
+        (change,) = await events.changes(1)
+    assert change.text == "+doc:2 viewer user:alice"
+    ahead = Token("node2", 5, {"node2.abc": 5}).encode()
+    answer = await api.post("watch", {}, x_revision_token=ahead, x_consistency_timeout_ms="0")
+    assert (answer.status, answer.error) == (409, "token_not_reached")
+
+
+@pytest.mark.parametrize("concern", ["local", "majority", "all"])
+async def test_in_a_single_region_every_write_concern_is_met_at_once(
+    api: Api, concern: str
+) -> None:
     body = {"relationships": [tuple_of("doc:1 viewer user:alice")]}
-    for concern in ("majority", "all"):
-        answer = await api.post("relationships/write", body, x_write_concern=concern)
-        assert (answer.status, answer.error) == (501, "not_available")
-    assert await api.listed() == [], "nothing weaker was done silently"
-    assert (await api.post("relationships/write", body, x_write_concern="local")).status == 200
+    for key in ("first", "first", "second"):
+        answer = await api.post(
+            "relationships/write",
+            body,
+            x_write_concern=concern,
+            x_write_concern_timeout_ms="0",
+            idempotency_key=key,
+        )
+        assert (answer.status, answer.body["relationships_written"]) == (200, 1)
+    assert await api.listed() == ["doc:1 viewer user:alice"]
 
 
 async def test_a_compressed_body_is_taken(api: Api) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import heapq
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Faults:
     skipped: list[Fault] = field(default_factory=list)
     _is_down: set[str] = field(default_factory=set)
     _copies: dict[str, Path] = field(default_factory=dict)
+    _ending: dict[Fault, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def play(self, schedule: Sequence[Fault], seconds: float) -> None:
         """Let all of it happen, and return when the time is over and each fault has ended."""
@@ -108,6 +110,8 @@ class Faults:
                 self._note_killed(node)
             case Kind.RESTART:
                 self._is_down.add(node.name)
+                assert node.process is not None
+                self._ending[fault] = node.process
                 node.terminate()
             case _ if not node.valkey_pid or not node.is_serving:
                 self.skipped.append(fault)
@@ -123,7 +127,7 @@ class Faults:
         for ends in links_of(fault, self._names()):
             self.world.link(*ends).heal()
         match fault.kind:
-            case Kind.RESTART if node.is_running:
+            case Kind.RESTART if self._ending[fault].poll() is None:
                 return False
             case Kind.KILL | Kind.RESTART:
                 self._start(node)

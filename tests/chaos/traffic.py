@@ -143,7 +143,10 @@ class Client:
             if not readable:
                 return self._line
         self._hang_up()
-        line = http.client.HTTPConnection(HOST, self.node.app_port, timeout=TIMEOUT_S)
+        # Without a key another node could serve it, and of an unknown outcome nobody could tell
+        # where: the peer listener serves what applications ask and forwards nothing.
+        port = self.node.app_port if self.is_patient else self.node.peer_port
+        line = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
         line.connect()
         self._line = line
         return line

@@ -215,7 +215,7 @@ def with_members(world: World, *names: str) -> None:
     """Write these nodes into the files of those of them that are to be restarted."""
     for node in world.nodes:
         if node.name in names:
-            regions = [world.region(other, node) for other in world.nodes if other.name in names]
+            regions = [world.seen_by(node, n.region) for n in world.nodes if n.name in names]
             node.config.write_text(yaml.safe_dump({"replication": {"regions": regions, **QUICK}}))
 
 

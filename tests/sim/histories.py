@@ -116,14 +116,16 @@ class History(World):
     def _fault(self) -> None:
         if self.is_over:
             return
-        name = self.rnd.choice(self.names)
+        what = self.rnd.choice(
+            ["kill", "kill", "machine", "server", "server loses", "cut", "one way", "clock", "copy"]
+        )
+        sources = self._sources() if what == "copy" else []
+        name = self.rnd.choice(sources or self.names)
         node = self.nodes[name]
         pause_us = self.rnd.choice([100 * MS, 1 * S, 4 * S])
         before = self.faults
         self.faults += 1
-        match self.rnd.choice(
-            ["kill", "kill", "machine", "server", "server loses", "cut", "one way", "clock", "copy"]
-        ):
+        match what:
             case "kill" if node.is_up and not self._must_remember(name):
                 self._down(name, pause_us, loses=False)
             case "machine" if node.is_up and not self._must_remember(name):
@@ -149,16 +151,19 @@ class History(World):
         others = [other for other in self.names if other != name]
         return [(name, other) for other in others] + [(other, name) for other in others]
 
-    def _can_restore(self, name: str) -> bool:
-        """One node at a time, as the guarantees say, while its peers are there and remember.
+    def _sources(self) -> list[str]:
+        """The nodes of which others have a part of a transfer: they are worth a restore."""
+        pages = [
+            vector for node in self.nodes.values() for vector in node.store.disk.beyond.values()
+        ]
+        origins = {origin for vector in pages for origin in vector}
+        return [name for name in self.names if self.nodes[name].store.origin in origins]
 
-        And not while they have taken in a part of a transfer: what came with it from this node, and
-        from nobody else, would stand nowhere else for ever.
-        """
+    def _can_restore(self, name: str) -> bool:
+        """One node at a time, as the guarantees say, while its peers are there and remember."""
         others = [node for node in self.nodes.values() if node.name != name]
         return not self._restored and all(
-            node.is_up and self.now_us - node.began_us > REMEMBER_US and not node.store.disk.beyond
-            for node in others
+            node.is_up and self.now_us - node.began_us > REMEMBER_US for node in others
         )
 
     def _must_remember(self, name: str) -> bool:

@@ -16,7 +16,7 @@ from sidecar.core import relationship
 from sidecar.core.clock import RANDOM_BITS, incarnation, tick
 from sidecar.core.conflict import Rules
 from sidecar.core.membership import newest_removed
-from sidecar.core.relationship import Change, Identity, Operation, bucket_of
+from sidecar.core.relationship import Change, Identity, Operation, Relationship, bucket_of
 from sidecar.core.session import TRANSFER
 from sidecar.core.state import TupleState, Winner, absorb, collect, join, write
 from sidecar.core.vector import (
@@ -35,8 +35,10 @@ from sidecar.store.calls import (
     Absorbed,
     AbsorbOutcome,
     Bucket,
+    LetGo,
     Merged,
     MergeOutcome,
+    Orphan,
     Phase,
     States,
     Way,
@@ -625,17 +627,45 @@ class MemoryStore:
         await self.let_go({})
         return True
 
-    async def let_go(self, ended: Mapping[str, int], is_whole: bool = False) -> None:
-        """Forget what was taken over with pages, where the vector has reached it or nobody will."""
+    async def let_go(self, ended: Mapping[str, int], is_whole: bool = False) -> LetGo:
+        """Forget what was taken over with pages; see `RedisStore.let_go`."""
         disk = self.disk
-        named = [origin for vector in disk.beyond.values() for origin in vector]
-        gone = [origin for origin in named if is_whole and self._is_gone(origin)]
-        reached = {**disk.vector, **dict.fromkeys([*ended, *gone], 2**53)}
         for origin, waits in list(disk.parked.items()):
             if int(waits["timestamp"]) <= disk.vector.get(origin, 0):
                 del disk.parked[origin]
+        found: list[Orphan] = []
         for number, vector in list(disk.beyond.items()):
-            self._set_page(number, above(vector, reached))
+            ends = {o: 0 for o in vector if is_whole and self._is_gone(o)} | dict(ended)
+            lost = {o: ends[o] for o, t in vector.items() if t > ends.get(o, t)}
+            orphans = list(self._orphans(number, lost))
+            kept = {o: t for o, t in vector.items() if orphans or o not in lost}
+            self._set_page(number, above(kept, disk.vector))
+            found += orphans
+        return LetGo(found)
+
+    def _orphans(self, number: int, lost: Vector) -> Iterator[Orphan]:
+        for identity, state in self.disk.tuples.items():
+            above_end = [v for v in state.siblings if v[1] in lost and v[0] > lost[v[1]]]
+            if above_end and bucket_of(identity[0], identity[1]) == number:
+                shown = state.siblings[self.rules.winner(state.siblings)]
+                one = Relationship(*identity, shown.condition, shown.expires_at)
+                yield Orphan(Change(shown.operation, one), self.disk.clock, above_end[0])
+
+    async def write_again(self, orphan: Orphan) -> bool:
+        """Write what a tuple shows; see `RedisStore.write_again`."""
+        state = self.disk.tuples.get(orphan.again.relationship.identity, TupleState())
+        if orphan.lost not in state.siblings:
+            return False
+        await self.write(orphan.again.relationship.tenant, [orphan.again])
+        self.happened["orphans written again"] += 1
+        return True
+
+    async def taken(self) -> Vector:
+        """The most that was taken over with pages and the vector has not reached."""
+        most: Vector = {}
+        for vector in self.disk.beyond.values():
+            most = pointwise_max(most, vector)
+        return most
 
     # -- collection -------------------------------------------------------------------------------
 

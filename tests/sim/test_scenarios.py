@@ -5,7 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from sidecar.core.conflict import ConflictResolutionStrategy
+from sidecar.core.relationship import Operation
 from sidecar.core.routing import Graph
+from sidecar.core.vector import node_of
 from sidecar.store.calls import Phase
 from tests.sim.histories import STRATEGIES
 from tests.sim.shapes import chain, mesh, ring
@@ -116,6 +118,77 @@ def test_a_source_that_loses_data_in_the_middle_of_a_transfer_begins_anew(
     world.settle()
     assert world.everywhere(TUPLE) not in {None, unsafe}
     assert world.happened["transfers"] >= 1
+
+
+def begin_transfer(world: World, source: str, target: str) -> None:
+    """Let time pass until the target has a part of a transfer from the source."""
+    while not world.nodes[target].store.progress:
+        world.run_for(1 * MS)
+        world.sync()
+        assert world.now_us < 30 * S, world.report(30 * S)
+    assert world.nodes[source].store.origin in world.nodes[target].store.progress
+
+
+@each_strategy
+def test_what_came_with_a_page_of_a_source_that_lost_it_stands_everywhere(
+    strategy: ConflictResolutionStrategy,
+) -> None:
+    """q has a part of a transfer when p comes back from a copy that lacks what came with it."""
+    world = world_of(strategy, chain(["x", "p", "q"]), absent="q")
+    for identity in KEYS:
+        world.insert("p", identity)
+    world.run_for(1 * S)
+    world.sync()
+    copied = world.nodes["p"].store.disk.copy()
+    world.cut_off("x")
+    lost = [
+        world.write("p", Operation.INSERT, *KEYS[::2]),
+        world.write("p", Operation.DELETE, *KEYS[1::2]),
+    ]
+    world.sync()
+    world.nodes["p"].store.trim(world.nodes["p"].store.revision)
+    world.nodes["q"].start()
+    begin_transfer(world, "p", "q")
+    came = {
+        i: s for i, s in world.nodes["q"].store.disk.tuples.items() if set(s.siblings) & set(lost)
+    }
+    assert came
+    world.kill("p")
+    world.restore("p", copied)
+    world.start()
+    world.mend()
+    world.settle()
+    for identity in came:
+        shown = world.everywhere(identity)
+        assert (shown is None) == (KEYS.index(identity) % 2 == 1)
+        assert shown is None or node_of(shown[1]) == "q"
+
+
+@each_strategy
+def test_a_restored_node_hears_of_what_only_pages_at_a_peer_have(
+    strategy: ConflictResolutionStrategy,
+) -> None:
+    """The page came before any row that names its writes: nothing else is missed."""
+    world = world_of(strategy, mesh(["p", "q"]))
+    world.cut_off("q")
+    for identity in KEYS:
+        world.insert("p", identity)
+    world.sync()
+    source, target = world.nodes["p"], world.nodes["q"]
+    source.store.trim(source.store.revision)
+    copied, origin = source.store.disk.copy(), source.store.origin
+    world.mend()
+    wait_until(world, lambda: "q" in source.sessions and source.sessions["q"].sender.is_established)
+    lost = world.write("p", Operation.DELETE, *KEYS)
+    world.sync()
+    begin_transfer(world, "p", "q")
+    assert any(lost in state.siblings for state in target.store.disk.tuples.values())
+    world.kill("p")
+    world.restore("p", copied)
+    world.start()
+    wait_until(world, lambda: source.store.phase is Phase.SERVING)
+    assert source.store.origin != origin
+    world.settle()
 
 
 @each_strategy

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from sidecar.agent import incoming as incoming_module
 from sidecar.agent.incoming import Incoming, Intake
+from sidecar.agent.orphans import let_go
 from sidecar.agent.peers import Peers
 from sidecar.core import relationship
 from sidecar.core import sender as sender_module
@@ -155,8 +156,7 @@ class SimNode:
         if self.store.is_open:
             self.guard(lambda: run(self.peers.tick()))
             self.guard(lambda: run(self.peers.collect(_no_pause)))
-            is_whole = self.peers.stability.vector is not None
-            run(self.store.let_go(self.peers.rows.ended, is_whole))
+            self.guard(lambda: run(let_go(self.store, self.peers)))
             self.world.check_node(self)
         self.world.at(500 * MS, lambda: self._pulse(life))
 

@@ -14,6 +14,7 @@ from sidecar.core.relationship import Change, Identity, Operation, Relationship
 from sidecar.core.vector import Vector, Version
 from sidecar.errors import Unavailable
 from sidecar.store.calls import AbsorbOutcome, MergeOutcome, Phase, Way
+from tests.lua.replicas import sibling_of
 from tests.servers import RealValkey
 from tests.store.bodies import (
     Body,
@@ -262,6 +263,72 @@ async def test_what_nobody_has_any_more_is_let_go(opened: Opens) -> None:
     assert await here.store.collect(here.store.vector, {}) in (-1, None)
     await here.store.let_go({}, is_whole=True)
     assert (await view(here.store, BUCKETS)).beyond == {}
+
+
+# -- what a source has lost since -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", Operation)
+async def test_what_a_page_brought_and_its_source_lost_is_written_again(
+    opened: Opens, operation: Operation
+) -> None:
+    """The new write overwrites at the others what the lost one had overwritten here."""
+    here, there, third = await opened("a"), await opened("b"), await opened("c")
+    first = await insert(there)
+    await take(here, there)
+    await take(third, there)
+    payload = ('{"until":"noon"}', 2**52) if operation is Operation.INSERT else ()
+    change = Change(operation, Relationship(*DOC, *payload))
+    lost = await there.write([change])
+    await here.store.absorb(await page_of(there.store, BUCKETS), Way.JOIN, "one")
+    assert await siblings(here.store) == {lost}
+    ended = {there.store.origin: first[0]}
+    left = await here.store.let_go(ended)
+    assert [(orphan.again, orphan.lost) for orphan in left.orphans] == [(change, lost)]
+    assert (await here.store.taken())[there.store.origin] == lost[0]
+    assert await here.store.write_again(left.orphans[0])
+    assert not (await here.store.let_go(ended)).orphans
+    assert await here.store.taken() == {}
+    (again,) = await siblings(here.store)
+    assert again[1] == here.store.origin
+    await take(third, here)
+    tuples = (await view(third.store, BUCKETS)).tuples
+    assert tuples[DOC].siblings == {again: sibling_of(change)}
+
+
+async def test_what_is_not_above_the_end_is_let_go_as_it_stands(opened: Opens) -> None:
+    here, there = await opened("a"), await opened("b")
+    theirs = await insert(there)
+    await insert(there, FOLDER)
+    page = await page_of(there.store, buckets_of([DOC]))
+    await here.store.absorb(page, Way.JOIN, "one")
+    assert not (await here.store.let_go({there.store.origin: theirs[0]})).orphans
+    assert await here.store.taken() == {}
+    assert await siblings(here.store) == {theirs}
+
+
+async def test_what_was_written_meanwhile_is_not_overwritten_by_what_was_lost(
+    opened: Opens,
+) -> None:
+    here, there = await opened("a"), await opened("b")
+    await insert(there)
+    await here.store.absorb(await page_of(there.store, BUCKETS), Way.JOIN, "one")
+    (orphan,) = (await here.store.let_go({there.store.origin: 1})).orphans
+    mine = await delete(here)
+    assert not await here.store.write_again(orphan)
+    assert await siblings(here.store) == {mine}
+
+
+async def test_what_an_incarnation_wrote_that_nobody_has_is_written_again(opened: Opens) -> None:
+    """A page named it, and no vector ever will: it ended before its first write."""
+    here, there = await opened("a"), await opened("b")
+    lost = await insert(there)
+    await here.store.absorb(await page_of(there.store, BUCKETS), Way.JOIN, "one")
+    assert not (await here.store.let_go({}, is_whole=True)).orphans
+    newer = (await lines_of(there.store))[0].replace(b'"b.', b'"b.z')
+    await here.store.merge(newer)
+    (orphan,) = (await here.store.let_go({}, is_whole=True)).orphans
+    assert orphan.lost == lost
 
 
 # -- collection, rows, trimming -------------------------------------------------------------------

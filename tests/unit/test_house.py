@@ -76,6 +76,14 @@ def test_only_the_command_line_imports_the_app() -> None:
         assert not any(name.startswith("sidecar.app") for name in imports(path)), path
 
 
+def test_no_part_of_a_node_imports_the_library() -> None:
+    for path in CODE:
+        if path.is_relative_to(ROOT / "sidecar" / "library"):
+            continue
+        if path != ROOT / "sidecar" / "__init__.py":
+            assert not any(name.startswith("sidecar.library") for name in imports(path)), path
+
+
 def test_only_the_store_talks_to_redis() -> None:
     for path in CODE:
         if path.is_relative_to(ROOT / "sidecar" / "store"):

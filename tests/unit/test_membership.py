@@ -304,3 +304,44 @@ def test_a_token_is_not_given_up_while_a_node_may_know_more() -> None:
     first.store.sync()
     run(first.peers.tick())
     assert first.peers.lost_of({dead: had + 1}) is None, "the other one's row is not there yet"
+
+
+# -- tokens of nobody ------------------------------------------------------------------------------
+
+
+def bring(one: Simulated, other: Simulated) -> None:
+    """What one node has written comes to the other: how its incarnation began."""
+    origin = one.store.origin
+    line = (
+        f'{{"format":1,"origin":"{origin}","timestamp":"{one.store.vector[origin]}",'
+        '"previous":"0","context":{},"tenant":"default","changes":[]}'
+    )
+    run(other.store.merge(line.encode()))
+
+
+def test_a_token_is_of_a_stranger_only_when_nobody_here_has_ever_heard_of_its_node() -> None:
+    first, second, third = trio(0, 0, 0)
+    assert first.peers.stranger_among({"n1", "n2", "n3"}) is None
+    assert first.peers.stranger_among({"n1", "n9"}) is None, "it is new: others may know it"
+    for one, other in itertools.permutations((first, second, third), 2):
+        bring(one, other)
+    meet(first, second, third)
+    assert first.peers.stranger_among({"n1", "n9"}) == "n9"
+    # It was removed: what it wrote is in the vectors, and tokens of it stay good.
+    first.restart(["n1", "n2"])
+    second.restart(["n1", "n2"])
+    meet(first, second)
+    assert first.peers.removed.keys() == {"n3"}
+    assert first.peers.stranger_among({"n1", "n3"}) is None
+    assert first.peers.stranger_among({"n1", "n9"}) == "n9"
+
+
+def test_a_node_that_only_the_topology_of_another_has_is_no_stranger() -> None:
+    """Configurations are changed on one node after the other."""
+    first, second, _ = trio(0, 0, 0)
+    bring(second, first)
+    meet(first, second)
+    second.restart(["n1", "n2", "n3", "n4"])
+    assert first.peers.stranger_among({"n4"}) == "n4"
+    meet(first, second)
+    assert first.peers.stranger_among({"n4"}) is None

@@ -3,6 +3,7 @@
 Node a among a, b and c, with a store in memory; b and c are what a test says that they tell.
 """
 
+import json
 import random
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,16 +11,18 @@ from typing import Any
 import pytest
 
 from sidecar.agent.incoming import Incoming, Intake
+from sidecar.agent.orphans import let_go
 from sidecar.agent.peers import PRESENT_US, PROOF_US, Peers
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
-from sidecar.core.relationship import Change, Operation, Relationship
+from sidecar.core.relationship import Change, Operation, Relationship, bucket_of
 from sidecar.core.sender import Limits, Send, Sender
 from sidecar.core.session import Party
 from sidecar.core.vector import Version, newest_origins
 from sidecar.core.wire import decode_frame, encode_vector
 from sidecar.errors import Refused, Unavailable
-from sidecar.store.calls import Phase
+from sidecar.store.calls import Phase, Way
 from tests.sim.memory_store import MemoryStore
+from tests.sim.texts import names_of
 from tests.sim.world import BEGIN_US, KEYS, S, run
 
 LWW = Rules.of(ConflictResolutionStrategy.LAST_WRITE_WINS)
@@ -383,6 +386,58 @@ def test_a_node_that_was_put_back_is_told_its_claims_by_one_that_was_restarted()
     scene.greet("b", {B: 4})
     assert scene.peers.facts(to="b")["claims"] == encode_vector(scene.peers.rows.known["b"])
     assert scene.peers.rows.known["b"][B] == 9
+
+
+def with_a_page(timestamp: int = 9) -> Scene:
+    """A part of a transfer has come from b, with a write that no vector here has reached."""
+    scene = serving()
+    number = bucket_of(KEYS[0][0], KEYS[0][1])
+    page = {
+        "bucket": number,
+        "vector": encode_vector({B: timestamp}),
+        "tuples": [[*names_of(KEYS[0]), 0, f"+{timestamp} {B}"]],
+    }
+    run(scene.store.absorb(json.dumps(page).encode(), Way.JOIN, "half"))
+    return scene
+
+
+def test_a_node_is_told_what_only_pages_have_of_it_also_after_a_restart() -> None:
+    """They may have come before any row that names its last writes."""
+    scene = with_a_page()
+    for _ in range(2):
+        scene.restart()
+        scene.greet("b", {B: 4})
+        assert scene.peers.facts(to="b")["claims"] == encode_vector({B: 9})
+    # Once it has begun anew the places are not used again, and it has been told.
+    scene.greet("b", {B: 4, B2: 1}, origin=B2)
+    claims = scene.peers.facts(to="b")["claims"]
+    assert claims == encode_vector({B: 4, B2: 1})
+
+
+def test_what_came_with_a_page_and_its_node_has_lost_is_written_again_once_all_is_here() -> None:
+    """Not before: a write that is still on its way here would be overwritten by its time."""
+    scene = with_a_page()
+    scene.has_come(B, 4)
+    scene.has_come(B2, 5)
+    scene.has_come(C, 1)
+    here = {B: 4, B2: 5, C: 1}
+    here[scene.origin] = scene.store.vector[scene.origin]
+    scene.store.sync()
+    scene.pass_s(1)
+    for _ in range(2):  # the oldest row of each is believed first
+        scene.greet("b", here, origin=B2)
+        scene.greet("c", here)
+        scene.tick()
+    assert scene.peers.rows.ended == {B: 4}
+    shown = []
+    for theirs in ({**here, C: 2}, here):
+        scene.greet("b", theirs, origin=B2)
+        run(let_go(scene.store, scene.peers))
+        shown.append(scene.store.visible(KEYS[0]))
+    assert shown[0] == (9, B)
+    assert shown[1] is not None
+    assert shown[1][1] == scene.origin
+    assert run(scene.store.taken()) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tokens come back as they were given; anything else is refused, never an accident."""
 
 import base64
+import zlib
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ ORIGINS = st.builds("{}.{}".format, NODES, INCARNATIONS)
 TIMES = st.integers(0, 2**53 - 1)
 TOKENS = st.builds(Token, NODES, TIMES, st.dictionaries(ORIGINS, TIMES, max_size=20))
 ONE = Token("node1", 1_790_000_000_000_000, {"node1.mwsgf5bo35gt": 1_790_000_000_000_000})
-TEXT_OF_ONE = "1bm9kZTF8MTc5MDAwMDAwMDAwMDAwMHxub2RlMS5td3NnZjVibzM1Z3Q6MTc5MDAwMDAwMDAwMDAwMA"
+TEXT_OF_ONE = "2bm9kZTF8MTc5MDAwMDAwMDAwMDAwMHxub2RlMS5td3NnZjVibzM1Z3Q6MTc5MDAwMDAwMDAwMDAwMPHj7Dk"
 
 
 def is_refused(text: str) -> bool:
@@ -27,8 +28,10 @@ def is_refused(text: str) -> bool:
 
 
 def spelled(inner: str) -> str:
-    """A token whose inside is this text."""
-    return "1" + base64.urlsafe_b64encode(inner.encode()).decode().rstrip("=")
+    """A token whose inside is this text, with a true checksum."""
+    raw = inner.encode()
+    marked = raw + zlib.crc32(raw).to_bytes(4, "big")
+    return "2" + base64.urlsafe_b64encode(marked).decode().rstrip("=")
 
 
 @given(TOKENS)
@@ -45,38 +48,46 @@ def test_the_format_is_the_one_that_clients_hold() -> None:
 
 @given(st.text(st.characters(codec=None)))
 def test_any_text_is_a_token_or_refused(text: str) -> None:
-    for spelling in (text, "1" + text):
+    for spelling in (text, "2" + text):
         assert is_refused(spelling) or Token.decode(spelling)
 
 
 @given(st.binary())
 def test_any_bytes_inside_are_a_token_or_refused(raw: bytes) -> None:
-    text = "1" + base64.urlsafe_b64encode(raw).decode().rstrip("=")
-    assert is_refused(text) or Token.decode(text)
+    for marked in (raw, raw + zlib.crc32(raw).to_bytes(4, "big")):
+        text = "2" + base64.urlsafe_b64encode(marked).decode().rstrip("=")
+        assert is_refused(text) or Token.decode(text)
 
 
 @given(TOKENS, st.data())
-def test_a_token_with_a_fault_is_another_or_refused(token: Token, data: st.DataObject) -> None:
+def test_a_token_with_a_fault_is_refused(token: Token, data: st.DataObject) -> None:
     text = token.encode()
     place = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(place, len(text)))
     faulty = text[:place] + data.draw(st.text(max_size=5)) + text[end:]
-    assert is_refused(faulty) or Token.decode(faulty)
+    # The last character has bits that mean nothing.
+    assert is_refused(faulty) or Token.decode(faulty) == token
+
+
+@given(TOKENS)
+def test_a_token_that_was_cut_short_does_not_ask_for_less(token: Token) -> None:
+    text = token.encode()
+    assert all(is_refused(text[:length]) for length in range(len(text)))
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "1", "0", "token", "null", "1====", "1=", "1AA", "1\n", " " + TEXT_OF_ONE),
+        *("", "2", "0", "token", "null", "2====", "2=", "2AA", "2\n", " " + TEXT_OF_ONE),
         TEXT_OF_ONE + "\n",
         TEXT_OF_ONE[1:],
-        "2" + TEXT_OF_ONE[1:],
+        "1" + TEXT_OF_ONE[1:],
         TEXT_OF_ONE[:-1],
         TEXT_OF_ONE + "é",
         TEXT_OF_ONE.replace("b", "%"),
-        "1\ud800",
+        "2\ud800",
         "x" * 10_000,
-        "1" + "A" * 10_000_000,
+        "2" + "A" * 10_000_000,
     ],
 )
 def test_what_is_no_token(text: str) -> None:
@@ -102,6 +113,8 @@ def test_what_is_no_token(text: str) -> None:
         "node1|5 |node1.a:5",
         "Node1|5",
         "node1|" + "9" * 17,
+        f"node1|{2**53}",
+        f"node1|5|node1.a:{2**53}",
         "n" * 33 + "|5",
         "node1|٥|node1.a:5",
         "node1|5|node1.a:٥",

@@ -1,0 +1,124 @@
+"""How the other nodes are: each is asked once a second, and believed when it says so twice.
+
+Owns what counts as healthy, and the patience. What follows from it is decided in `core/router.py`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+
+from sidecar.core.router import NodeHealth
+from sidecar.core.topology import Node, NodeId
+from sidecar.errors import SidecarError
+from sidecar.metrics import Metrics
+from sidecar.peer.calls import PeerCalls
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+TIMEOUT_S = 2.0
+FAILURES = 2
+"""So many in a row make a node unreachable: a lost packet does not."""
+
+
+LEVELS = {NodeHealth.HEALTHY: 2, NodeHealth.DEGRADED: 1, NodeHealth.UNREACHABLE: 0}
+
+
+class _Standing:
+    """What is known of one node. The first answer counts at once, and so does any good one."""
+
+    def __init__(self) -> None:
+        self.health = NodeHealth.HEALTHY
+        self.wake = asyncio.Event()
+        self.is_known = False
+        self._failures = 0
+
+    def note(self, health: NodeHealth) -> bool:
+        """Take in the result of a probe; whether the node has changed by it."""
+        before = self.health
+        self._failures = self._failures + 1 if health is NodeHealth.UNREACHABLE else 0
+        if not self._failures or self._failures >= FAILURES or not self.is_known:
+            self.health = health
+        self.is_known = True
+        return self.health is not before
+
+
+class Probes:
+    """The health of every node, as this one sees it.
+
+    own: how this node itself is; asked anew each time, because it costs nothing.
+    """
+
+    def __init__(
+        self,
+        others: Iterable[Node],
+        calls: PeerCalls,
+        own: Callable[[], NodeHealth],
+        metrics: Metrics,
+        *,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        self._others = {node.id: node for node in others}
+        self._calls, self._own, self._interval_s = calls, own, interval_s
+        self._metrics = metrics
+        self._standing = {node: _Standing() for node in self._others}
+
+    def health_of(self, node: NodeId) -> NodeHealth:
+        """How a node is."""
+        standing = self._standing.get(node)
+        return self._own() if standing is None else standing.health
+
+    def seen(self) -> dict[str, str]:
+        """The health of every other node, as a word."""
+        return {node: standing.health.value for node, standing in self._standing.items()}
+
+    def doubt(self, node: NodeId) -> None:
+        """A request or a session could not reach a node: that counts as a probe, and ask it now."""
+        if (standing := self._standing.get(node)) is not None:
+            self._note(node, NodeHealth.UNREACHABLE, "a request did not reach it")
+            standing.wake.set()
+
+    async def run(self) -> None:
+        """Ask every node for ever."""
+        async with asyncio.TaskGroup() as group:
+            for node in self._others.values():
+                group.create_task(self._ask_for_ever(node), name=f"probe {node.id}")
+
+    async def _ask_for_ever(self, node: Node) -> None:
+        wake = self._standing[node.id].wake
+        while True:
+            wake.clear()
+            self._note(node.id, *await self._ask(node))
+            try:
+                async with asyncio.timeout(self._interval_s):
+                    await wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _ask(self, node: Node) -> tuple[NodeHealth, str]:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                answer = await self._calls.get(node.endpoint, "/health")
+        except TimeoutError:
+            return NodeHealth.UNREACHABLE, f"no answer within {TIMEOUT_S:.0f} s"
+        except SidecarError as failure:
+            return NodeHealth.UNREACHABLE, failure.message
+        is_whole = answer.get("status") == "healthy"
+        return NodeHealth.HEALTHY if is_whole else NodeHealth.DEGRADED, ""
+
+    def _note(self, node: NodeId, health: NodeHealth, reason: str) -> None:
+        standing = self._standing[node]
+        before, was_known = standing.health, standing.is_known
+        has_changed = standing.note(health)
+        self._metrics.node_health(node, LEVELS[standing.health])
+        if not has_changed or NodeHealth.UNREACHABLE not in (before, health):
+            return
+        if health is NodeHealth.UNREACHABLE:
+            log.log(
+                # Nodes that are started together find each other starting.
+                logging.WARNING if was_known else logging.INFO,
+                "a node does not serve: requests go elsewhere",
+                extra={"peer": node, "reason": reason},
+            )
+        else:
+            log.info("a node serves again", extra={"peer": node, "health": health.value})

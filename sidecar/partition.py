@@ -1,0 +1,173 @@
+"""One partition of a node: its data set, and everything that replicates it.
+
+Owns how the parts are built from the settings and tied to each other. Who listens, and which call
+goes to which partition, is the business of `app`.
+"""
+
+import random
+import time
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Self
+
+from sidecar.agent.collect import collect
+from sidecar.agent.concern import Concerns
+from sidecar.agent.digests import Digests
+from sidecar.agent.peers import Peers
+from sidecar.agent.scrub import Scrub
+from sidecar.agent.ship import Retries, Shipping, Target
+from sidecar.agent.tail import Tail
+from sidecar.agent.trim import Trimming
+from sidecar.config import Config
+from sidecar.core.routing import carried, neighbours
+from sidecar.core.sender import Limits
+from sidecar.core.session import Party
+from sidecar.core.trim import Keep
+from sidecar.core.wire import FORMAT
+from sidecar.metrics import Metrics
+from sidecar.peer.calls import PeerCalls
+from sidecar.peer.client import Dialler
+from sidecar.peer.server import Receiver
+from sidecar.rules import custom_script, rules_of
+from sidecar.store.redis_store import PARTITIONS, RedisStore
+
+
+def store_of(config: Config, url: str, metrics: Metrics) -> RedisStore:
+    """The store of `config.this_node` at the Redis `url`, not yet opened.
+
+    Raises Refused("bad_script").
+    """
+    custom = custom_script(config)
+    return RedisStore(
+        url,
+        prefix=config.redis.prefix,
+        node=config.this_node.id,
+        rules=rules_of(config, custom),
+        metrics=metrics,
+        now_us=now_us,
+        random_bits=random.SystemRandom().getrandbits,
+        has_peers=len(config.topology.nodes()) > 1,
+        max_clock_skew_ms=config.replication.max_clock_skew_ms,
+        timeout_s=float(config.replication.agent.request_timeout_secs),
+        custom=custom,
+    )
+
+
+class Partition:
+    """The store of `config.this_node` at the Redis `url`, its feed, its peers and its sessions.
+
+    Use as an async context manager: it opens the store and closes it. `loops` are to run meanwhile.
+    tail: of a store that somebody else opens and closes, to be used instead of one at `url`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        url: str,
+        metrics: Metrics,
+        dialler: Dialler,
+        calls: PeerCalls,
+        *,
+        tail: Tail | None = None,
+    ) -> None:
+        node, topology, replication = config.this_node, config.topology, config.replication
+        agent = replication.agent
+        timeout_s = float(agent.request_timeout_secs)
+        regions = {str(n.id): str(n.region) for n in topology.nodes()}
+        graph = {
+            str(n.id): [str(t.id) for t in topology.targets_of(n.id)] for n in topology.nodes()
+        }
+        self._metrics = metrics
+        self._opens_store = tail is None
+        self.store = store_of(config, url, metrics) if tail is None else tail.store
+        self.me = Party(
+            node=node.id,
+            region=node.region,
+            partition=self.store.keys.partition,
+            partitions=PARTITIONS,
+            format=FORMAT,
+            rules=self.store.rules.fingerprint,
+        )
+        self.tail = tail or Tail(self.store, agent.buffer_size)
+        self.concerns = Concerns(self.store, regions, topology.reachable_from(node.region))
+        self.peers = Peers(
+            self.store,
+            node.id,
+            regions,
+            _monotonic_us,
+            neighbours(graph, node.id),
+            wall_us=now_us,
+            max_ahead_us=replication.max_clock_skew_ms * 1000,
+            heard=self.concerns.heard,
+        )
+        self.shipping = Shipping(
+            self.store,
+            self.tail,
+            dialler,
+            self.peers,
+            [
+                Target(target.id, target.endpoint, carried(graph, node.id, target.id))
+                for target in topology.targets_of(node.id)
+            ],
+            concerns=self.concerns,
+            me=self.me,
+            limits=Limits(replication.window, agent.batch_size, int(timeout_s * 1e6)),
+            retries=Retries(
+                agent.max_retries, agent.retry_delay_ms / 1000, replication.probe_interval_max_s
+            ),
+            metrics=metrics,
+            now_us=now_us,
+        )
+        self._trimming = Trimming(
+            self.store,
+            [target.node for target in self.shipping.targets],
+            Keep(replication.feed_retention_s * 1_000_000, replication.feed_max_entries),
+            held=self.shipping.held,
+            metrics=metrics,
+            now_us=now_us,
+        )
+        self.digests = Digests(self.store)
+        self.scrub = Scrub(
+            self.store,
+            self.digests,
+            calls,
+            self.peers,
+            self.shipping.targets,
+            me=self.me,
+            interval_s=replication.anti_entropy_interval_s,
+            metrics=metrics,
+        )
+        self.receiver = Receiver(self.store, self.peers, self.me, regions, timeout_s)
+
+    async def __aenter__(self) -> Self:
+        if self._opens_store:
+            await self.store.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._opens_store:
+            await self.store.__aexit__(kind, error, traceback)
+
+    def loops(self) -> tuple[Coroutine[None, None, None], ...]:
+        """What runs as long as the node does."""
+        return (
+            self.tail.run(),
+            self.shipping.run(),
+            self._trimming.run(),
+            collect(self.store, self.peers, self._metrics),
+            self.scrub.run(),
+        )
+
+
+def now_us() -> int:
+    """The wall clock, in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def _monotonic_us() -> int:
+    return time.monotonic_ns() // 1000

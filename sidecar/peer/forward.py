@@ -1,0 +1,239 @@
+"""Forwarding: what this node does not serve itself is handed to a node that does, once.
+
+A request goes to the peer listener of the other node, where the same calls are served and nothing
+is forwarded again. Owns what is passed on and what a failure on the way means; which node it is has
+been decided by `core/router.py`.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+from aiohttp import hdrs, web
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from sidecar.api.answers import Route
+from sidecar.core.router import RequestType, Router
+from sidecar.core.token import Token
+from sidecar.core.topology import Node, NodeId, Topology
+from sidecar.errors import SidecarError, Unavailable
+
+PASSED: Final = (
+    *("X-Tenant", "X-Revision-Token", "X-Consistency", "X-Consistency-Timeout-Ms"),
+    *("X-Write-Concern", "X-Write-Concern-Timeout-Ms", "Idempotency-Key", "Last-Event-ID"),
+    *("traceparent", "tracestate", "Content-Type", "Accept"),
+)
+"""What is passed on of a request."""
+
+HOP_BY_HOP: Final = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te"),
+        *("trailer", "transfer-encoding", "upgrade", "content-length", "date", "server"),
+    }
+)
+"""What is not passed back of an answer: it is about the link, or made anew."""
+
+NOT_SERVED: Final = frozenset({"store_unavailable", "starting", "catching_up", "node_removed"})
+"""Refusals of a node that does not serve: nothing has happened there."""
+
+CONNECT_S = 2.0
+SEARCH_S = 30.0
+"""For so long a delete by filter may search before it answers; a read does not take that long."""
+
+WAITS = {"X-Consistency-Timeout-Ms": 2_000, "X-Write-Concern-Timeout-Ms": 5_000}
+"""What lets a node wait before it answers, and for how long without the header."""
+
+SMALL_BYTES = 256 * 1024
+
+
+class Forwarder:
+    """Serves requests here or elsewhere. Use as an async context manager.
+
+    timeout_s: how long a node may be silent, beyond what the request itself lets it wait.
+    doubt: told of a node that could not be reached. forwarded: told of a node that was asked.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        topology: Topology,
+        here: NodeId,
+        *,
+        timeout_s: float,
+        doubt: Callable[[NodeId], None],
+        forwarded: Callable[[NodeId], None],
+    ) -> None:
+        self._router, self._topology, self._here = router, topology, here
+        self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            # The other end keeps idle connections for longer, so none is used that it has closed.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    def routed(self, request_type: RequestType, route: Route) -> Route:
+        """The call, served where it belongs."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            tenant = request.headers.get("X-Tenant", "")
+            if not self._router.is_here(request_type, tenant):
+                return await self._elsewhere(request, request_type, tenant)
+            try:
+                return await route(request)
+            except SidecarError as failure:
+                if request.writer.output_size > 0:
+                    raise
+                if failure.code in NOT_SERVED:
+                    return await self._elsewhere(request, request_type, tenant, failure)
+                origin = self._origin_of(request, failure)
+                if origin is None:
+                    raise
+                return await self._to(origin, request, request_type)
+
+        return answer
+
+    def _origin_of(self, request: web.Request, failure: SidecarError) -> Node | None:
+        """The node of a token that was not reached here, if it is to be asked instead."""
+        is_wanted = request.headers.get("X-Consistency") == "origin"
+        if failure.code != "token_not_reached" or not is_wanted:
+            return None
+        node = Token.decode(request.headers["X-Revision-Token"]).node
+        return None if node == self._here else self._topology.node(node)
+
+    async def _elsewhere(
+        self,
+        request: web.Request,
+        request_type: RequestType,
+        tenant: str,
+        failure: SidecarError | None = None,
+    ) -> web.StreamResponse:
+        """Ask the nodes that may serve it, in turn; failure: why it is not served here."""
+        for node in self._candidates(request, request_type, tenant):
+            if node.id == self._here:
+                continue
+            try:
+                return await self._to(node, request, request_type)
+            except Unavailable as unavailable:
+                if unavailable.code not in NOT_SERVED | {"unreachable"}:
+                    raise
+                self._doubt(node.id)
+                failure = failure or unavailable
+        raise failure or self._router.nobody(request_type, tenant)
+
+    def _candidates(
+        self, request: web.Request, request_type: RequestType, tenant: str
+    ) -> Iterable[Node]:
+        key = request.headers.get("Idempotency-Key")
+        if key is None or request_type is RequestType.READ:
+            return self._router.candidates(request_type, tenant)
+        return [self._router.only_node(tenant, key)]
+
+    async def _to(
+        self, node: Node, request: web.Request, request_type: RequestType
+    ) -> web.StreamResponse:
+        """The answer of a node. Raises Unavailable where the node has not served the request."""
+        headers = {name: request.headers[name] for name in PASSED if name in request.headers}
+        body = await request.read()
+        self._forwarded(node.id)
+        url = f"http://{node.endpoint}{request.path_qs}"
+        try:
+            answer = await self._session.request(
+                request.method,
+                url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=self._patience(request, request_type),
+            )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise _unreachable(node, error) from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if request_type is RequestType.READ:
+                raise _unreachable(node, error) from error
+            self._doubt(node.id)
+            raise Unavailable(
+                "outcome_unknown",
+                f"node {node.id} did not answer after the request was sent, so nobody knows "
+                f"whether it was carried out: {error or 'silence'}",
+            ) from error
+        async with answer:
+            return await self._relay(node, request, request_type, answer)
+
+    def _patience(self, request: web.Request, request_type: RequestType) -> aiohttp.ClientTimeout:
+        silence_s = self._timeout_s + (SEARCH_S if request_type is RequestType.WRITE else 0.0)
+        for name, default_ms in WAITS.items():
+            text = request.headers.get(name, "")
+            # What is no number is refused where the request is served.
+            silence_s += (int(text) if text.isdecimal() else default_ms) / 1000
+        return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
+
+    async def _relay(
+        self,
+        node: Node,
+        request: web.Request,
+        request_type: RequestType,
+        answer: aiohttp.ClientResponse,
+    ) -> web.StreamResponse:
+        headers = _end_to_end(answer.headers)
+        length = answer.content_length
+        if length is not None and length <= SMALL_BYTES:
+            try:
+                body = await answer.read()
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                if request_type is RequestType.READ:
+                    raise _unreachable(node, error) from error
+                raise Unavailable(
+                    "outcome_unknown", f"the answer of node {node.id} broke off: {error}"
+                ) from error
+            if answer.status == 503:
+                _raise_if_not_served(body)
+            return web.Response(body=body, status=answer.status, headers=headers)
+        response = web.StreamResponse(status=answer.status, headers=headers)
+        if length is not None:
+            response.content_length = length
+        await response.prepare(request)
+        try:
+            async for chunk in answer.content.iter_any():
+                await response.write(chunk)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            # The client must not take this for the whole answer.
+            raise ConnectionResetError(f"the answer of node {node.id} broke off") from error
+        await response.write_eof()
+        return response
+
+
+def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    named = {name.strip().lower() for name in headers.get(hdrs.CONNECTION, "").split(",")}
+    return CIMultiDict(
+        (name, value)
+        for name, value in headers.items()
+        if name.lower() not in HOP_BY_HOP and name.lower() not in named
+    )
+
+
+def _raise_if_not_served(body: bytes) -> None:
+    try:
+        said: Mapping[str, object] = json.loads(body)
+    except ValueError:
+        return
+    code, message = said.get("error"), said.get("message")
+    if code in NOT_SERVED:
+        raise Unavailable(str(code), str(message))
+
+
+def _unreachable(node: Node, error: BaseException) -> Unavailable:
+    return Unavailable("unreachable", f"node {node.id} cannot be reached: {error or 'silence'}")

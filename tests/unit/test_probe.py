@@ -1,0 +1,90 @@
+"""How nodes are believed to be: patient with failures, quick with good news."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sidecar.agent.probe import Probes
+from sidecar.core.router import NodeHealth
+from sidecar.core.topology import Node, NodeId, RegionId, ZoneId
+from sidecar.endings import end
+from sidecar.errors import Unavailable
+from sidecar.metrics import Metrics
+
+HEALTHY, DEGRADED, UNREACHABLE = NodeHealth
+OTHER = Node(NodeId("n2"), RegionId("eu"), ZoneId("eua"), "n2.test:1")
+OWN = NodeId("n1")
+
+
+class Script:
+    """Answers each probe with the next word, `away` with a failure, and then waits for ever."""
+
+    def __init__(self, words: str) -> None:
+        self._words = words.split()
+        self.is_over = asyncio.Event()
+
+    async def get(self, endpoint: str, path: str) -> dict[str, Any]:
+        assert (endpoint, path) == ("n2.test:1", "/health")
+        if not self._words:
+            self.is_over.set()
+            await asyncio.Event().wait()
+        word = self._words.pop(0)
+        if word == "away":
+            raise Unavailable("unreachable", "no route")
+        return {"status": word}
+
+
+def probes_of(script: Script) -> Probes:
+    calls: Any = script
+    return Probes([OTHER], calls, lambda: DEGRADED, Metrics(), interval_s=0.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "health"),
+    [
+        ("", HEALTHY),
+        ("healthy", HEALTHY),
+        ("degraded", DEGRADED),
+        ("away", UNREACHABLE),
+        ("healthy away", HEALTHY),
+        ("degraded away", DEGRADED),
+        ("healthy away away", UNREACHABLE),
+        ("healthy away healthy away", HEALTHY),
+        ("healthy away away healthy", HEALTHY),
+        ("away healthy away", HEALTHY),
+    ],
+)
+async def test_one_failure_is_not_believed_and_one_success_is(
+    words: str, health: NodeHealth
+) -> None:
+    script = Script(words)
+    probes = probes_of(script)
+    assert probes.health_of(OTHER.id) is HEALTHY
+    running = asyncio.create_task(probes.run())
+    try:
+        async with asyncio.timeout(5):
+            await script.is_over.wait()
+        assert probes.health_of(OTHER.id) is health
+        assert probes.seen() == {"n2": health.value}
+    finally:
+        await end([running])
+
+
+async def test_a_request_that_did_not_arrive_counts_as_a_probe() -> None:
+    script = Script("healthy away")
+    probes = probes_of(script)
+    running = asyncio.create_task(probes.run())
+    try:
+        async with asyncio.timeout(5):
+            await script.is_over.wait()
+        probes.doubt(OTHER.id)
+        assert probes.health_of(OTHER.id) is UNREACHABLE
+    finally:
+        await end([running])
+
+
+def test_this_node_is_asked_directly_and_can_not_be_doubted() -> None:
+    probes = probes_of(Script(""))
+    probes.doubt(OWN)
+    assert probes.health_of(OWN) is DEGRADED
