@@ -109,6 +109,8 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
     if status["transfer_in"]:
         transfer = status["transfer_in"]
         yield "state transfer", f"from {transfer['source']}, {_share(transfer)}"
+    if waits_for := status["rules"]["change_waits_for"]:
+        yield "new rules", f"{status['rules']['fingerprint']}, wait for {', '.join(waits_for)}"
     yield "members", ", ".join(status["members"])
     for node, health in status["health"].items():
         if health != "healthy":
