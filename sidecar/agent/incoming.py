@@ -38,7 +38,10 @@ class Intake:
 
 
 class Incoming:
-    """One session of another node. `greet` first; then frames in the order in which they come."""
+    """One session of another node. `greet` first; then frames in the order in which they come.
+
+    claimed: the node of the topology that it says to be.
+    """
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class Incoming:
         self._born = ""
         self._start: Vector = {}
         self._source_joined: frozenset[str] | None = None
-        self.node = ""
+        self.node = self.claimed = ""
         self.origin = ""
 
     def identify(self, head: Mapping[str, object]) -> str:
@@ -64,6 +67,7 @@ class Incoming:
         if isinstance(name := head.get("node"), str):
             # Also where it is no member any more: it should hear why.
             self._peers.refuse_removed(name, head)
+            self.claimed = name if name in self._regions else ""
         node, _ = greet(head, self._me, self._regions)
         decode_vector(head.get("vector"))
         return node

@@ -67,7 +67,7 @@ class Receiver:
             with ungrouped():
                 await self._converse(session, socket)
         except SidecarError as failure:
-            self._note_refusal(session.node or str(request.remote), failure)
+            self._note_refusal(session.node or session.claimed or str(request.remote), failure)
             with contextlib.suppress(ConnectionError):
                 await _send(socket, refuse(failure.code, failure.message))
         except ConnectionError:
