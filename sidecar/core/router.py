@@ -93,10 +93,13 @@ class Router:
 
     def is_here(self, request: RequestType, tenant: str = "") -> bool:
         """Whether this node serves a request itself: the usual case, decided without a search."""
+        return self.may_be_here(request, tenant) and self._serves(self._here)
+
+    def may_be_here(self, request: RequestType, tenant: str = "") -> bool:
+        """Whether this node may serve a request, healthy or not."""
         home = self.home(request, tenant)
-        if home is not None and home != self._here.region:
-            return False
-        return self._serves(self._here) and self._may_be_in(self._here.region, tenant)
+        is_home = home is None or home == self._here.region
+        return is_home and self._may_be_in(self._here.region, tenant)
 
     def candidates(self, request: RequestType, tenant: str = "") -> Iterator[Node]:
         """The nodes that may serve a request, the preferred ones first.

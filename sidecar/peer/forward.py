@@ -91,14 +91,21 @@ class Forwarder:
         async def answer(request: web.Request) -> web.StreamResponse:
             tenant = request.headers.get("X-Tenant", "")
             if not self._router.is_here(request_type, tenant):
-                return await self._elsewhere(request, request_type, tenant)
+                served = await self._elsewhere(request, request_type, tenant)
+                if served is not None:
+                    return served
+                if not self._router.may_be_here(request_type, tenant):
+                    raise self._router.nobody(request_type, tenant)
+                # Nobody can: what is amiss with this node is the answer.
             try:
                 return await route(request)
             except SidecarError as failure:
                 if request.writer.output_size > 0:
                     raise
                 if failure.code in NOT_SERVED:
-                    return await self._elsewhere(request, request_type, tenant, failure)
+                    served = await self._elsewhere(request, request_type, tenant)
+                    if served is not None:
+                        return served
                 origin = self._origin_of(request, failure)
                 if origin is None:
                     raise
@@ -115,13 +122,9 @@ class Forwarder:
         return None if node == self._here else self._topology.node(node)
 
     async def _elsewhere(
-        self,
-        request: web.Request,
-        request_type: RequestType,
-        tenant: str,
-        failure: SidecarError | None = None,
-    ) -> web.StreamResponse:
-        """Ask the nodes that may serve it, in turn; failure: why it is not served here."""
+        self, request: web.Request, request_type: RequestType, tenant: str
+    ) -> web.StreamResponse | None:
+        """The answer of the first other node that serves it; None: none does."""
         for node in self._candidates(request, request_type, tenant):
             if node.id == self._here:
                 continue
@@ -131,8 +134,7 @@ class Forwarder:
                 if unavailable.code not in NOT_SERVED | {"unreachable"}:
                     raise
                 self._doubt(node.id)
-                failure = failure or unavailable
-        raise failure or self._router.nobody(request_type, tenant)
+        return None
 
     def _candidates(
         self, request: web.Request, request_type: RequestType, tenant: str

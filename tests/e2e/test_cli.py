@@ -283,16 +283,21 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path) -> None:
     assert file in complaint(2, "run", "--config", file)
 
 
-def test_check_config_says_what_a_file_means_and_run_refuses_what_is_not_there() -> None:
+def test_check_config_says_what_a_file_means_and_run_refuses_what_is_not_there(
+    tmp_path: Path,
+) -> None:
     file = str(DATA / "seed-config.yaml")
     said = succeeded("check-config", file, "--node", "node2").decode()
     assert "node2 at localhost:50052, zone eu-central-1a  <- this node" in said
     assert "us-west-1 (US West 1) ships to eu-central-1" in said
-    other = str(DATA / "seed-three-region-primary-replica.yaml")
-    assert "note: `sidecar run` refuses this: replication.strategy" in (
-        succeeded("check-config", other).decode()
+    other = tmp_path / "other.yaml"
+    other.write_text("database: {dialect: openfga, url: 'http://127.0.0.1:1'}\n")
+    assert "note: `sidecar run` refuses this: database" in (
+        succeeded("check-config", str(other)).decode()
     )
-    assert "replication.strategy: primary_replica" in complaint(2, "run", "--config", other)
+    assert "database: a database behind the sidecar is" in complaint(
+        2, "run", "--config", str(other)
+    )
     assert "node9" in complaint(2, "check-config", file, "--node", "node9")
 
 

@@ -137,7 +137,7 @@ def test_a_node_that_cannot_catch_up_goes_on_when_its_operator_accepts_the_loss(
     restored.begin()
     wait_until(lambda: "it has caught up" in restored.log, "it knows that it is behind", 30)
     other.kill()
-    assert restored.post(LIST, {}).body["error"] == "catching_up"
+    assert restored.post_here(LIST, {}).body["error"] == "catching_up"
     shown = status(restored)
     assert shown["phase"] == "behind"
     assert shown["behind"]
@@ -247,7 +247,7 @@ def test_a_removed_node_comes_back_only_with_new_data(make_world: MakeWorld) -> 
     wait_until(lambda: "sidecar reset" in third.log, "it is told why", 30)
     wait_until(lambda: third.status == 503, "it is not ready")
     wait_until(
-        lambda: third.post(WRITE, _one()).body["error"] == "node_removed", "it takes no writes"
+        lambda: third.post_here(WRITE, _one()).body["error"] == "node_removed", "it takes no writes"
     )
     assert "was removed" in first.log
     # Nor is it enough to put it into the topology again.

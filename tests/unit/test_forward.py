@@ -242,11 +242,15 @@ async def test_a_node_that_hangs_is_not_waited_for_much_longer_than_asked(
         assert await made.ask("/read", waits) == (200, "r3/n3", b"theirs")
 
 
-async def test_when_nobody_serves_the_first_reason_is_told(made: Deployment) -> None:
+@pytest.mark.parametrize("own", list(NodeHealth))
+async def test_when_nobody_serves_the_reason_of_this_node_is_told(
+    made: Deployment, own: NodeHealth
+) -> None:
     made.here = refuses
-    assert await made.code("/write") == "store_unavailable"
-    made.health = dict.fromkeys(("n1", "n2", "n3"), NodeHealth.UNREACHABLE)
-    assert await made.code("/read") == "no_healthy_node"
+    made.health = {"n1": own, "n3": NodeHealth.UNREACHABLE}
+    await made.let_serve(n2=fails("starting"))
+    for path in ("/read", "/write"):
+        assert await made.code(path) == "store_unavailable"
 
 
 async def test_a_write_with_an_idempotency_key_stays_at_its_node(made: Deployment) -> None:
