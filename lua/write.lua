@@ -4,11 +4,13 @@
 -- ARGV 1 now_us    wall clock, microseconds
 -- ARGV 2 known     highest timestamp this process knows to be stored
 -- ARGV 3… pairs    per write: its body, `"tenant":"…","changes":[…]}`, the tail of the JSON of
---                  its transaction; and "" or JSON {"expected", "key", "hash"}, each optional
+--                  its transaction; and "" or JSON {"expected", "key", "hash", "again"}, each
+--                  optional; "again": it was accepted before, and no fence keeps it out
 -- REPLY  outcome   "stored" | "behind" | "lost", then the vector as JSON, the timestamp of this
 --                  node's write before these, its origin, then four texts per write:
---                  "written" | "replayed" | "mismatch" | "reused", revision, deleted, answer
---                  (for "replayed": JSON {"written", "vector"} of the first time)
+--                  "written" | "replayed" | "mismatch" | "reused" | "fenced", revision, deleted,
+--                  answer (for "replayed": JSON {"written", "vector"} of the first time; for
+--                  "fenced": the region that is the primary, "" while writes are held)
 -- ERRORS BADWRITE  a body is malformed; nothing was written
 --
 -- @include keys
@@ -65,6 +67,7 @@ local function is_visible(old)
 end
 
 local function commit(write)
+  if self.fenced and not write.guard.again then return answer('fenced', '0', '0', self.fenced) end
   local states, expected = {}, write.guard.expected
   for index, change in ipairs(write.changes) do
     local old = tuples.read(write.tenant, change)

@@ -28,6 +28,7 @@ from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
 from sidecar.peer.forward import Forwarder
 from sidecar.peer.inspection import Inspection
+from sidecar.peer.promoting import Promoting
 from sidecar.peer.server import peer_app
 from sidecar.serving import listening, redis_url, running
 
@@ -65,7 +66,13 @@ async def _serve(
     health = Health(node, store, shipping.targets, partition.scrub.reasons)
     others = [other for other in config.topology.nodes() if other.id != node.id]
     probes = Probes(others, calls, health.seen_by_router, metrics)
-    router = Router(config.topology, node.id, probes.health_of, tenants=config.tenants)
+    router = Router(
+        config.topology,
+        node.id,
+        probes.health_of,
+        primary=lambda: partition.primacy.region,
+        tenants=config.tenants,
+    )
     forwarder = await stack.enter_async_context(
         Forwarder(
             router,
@@ -88,10 +95,20 @@ async def _serve(
     )
 
     answers = Answers(node)
-    operations = Operations(node, store, peers, shipping, answers, probes=probes)
+    promoting = Promoting(partition.promotion, answers)
+    operations = Operations(
+        node,
+        store,
+        peers,
+        shipping,
+        answers,
+        primacy=partition.primacy,
+        promote=promoting.promote,
+        probes=probes,
+    )
     admin = admin_app(metrics, health, ConflictLog(store, answers), operations)
     inspection = Inspection(partition.digests, partition.me, answers)
-    peer = peer_app(partition.receiver, health, inspection)
+    peer = peer_app(partition.receiver, health, inspection, promoting)
     serve_forwarded(peer, native)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
         ("admin", config.admin_address, AppListener(admin, answers)),

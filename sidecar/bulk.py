@@ -47,6 +47,7 @@ LIST_PATH = "/access/v1/relationships/list"
 TENANTS_PATH = "/access/v1/tenants"
 PAGE_RELATIONSHIPS = 5_000
 REQUEST_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 10.0
 FIRST_CONTACT_S = 2.0
 # A sidecar remembers an Idempotency-Key for ten minutes: a repeat after that could apply twice.
 MAX_WAIT_S = 300.0
@@ -121,7 +122,7 @@ class Sidecar:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=10),
+            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
         )
@@ -142,16 +143,25 @@ class Sidecar:
         await self._session.close()
 
     async def post(
-        self, path: str, tenant: str, body: bytes, idempotency_key: str | None = None
+        self,
+        path: str,
+        tenant: str,
+        body: bytes,
+        idempotency_key: str | None = None,
+        *,
+        limit_s: float = REQUEST_TIMEOUT_S,
     ) -> dict[str, Any]:
-        """The answer to a POST, sent again with the same key while there is none.
+        """The answer to a POST, sent again with the same key while there is none within limit_s.
 
         Raises Refused for what the sidecar does not take, Unavailable after `wait_s`.
         """
         headers = {"Content-Type": "application/json", "X-Tenant": tenant}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
-        return await self._insist(self._wait_s, "POST", path, headers=headers, data=body)
+        limit = aiohttp.ClientTimeout(total=limit_s, sock_connect=CONNECT_TIMEOUT_S)
+        return await self._insist(
+            self._wait_s, "POST", path, headers=headers, data=body, timeout=limit
+        )
 
     async def get(self, path: str) -> dict[str, Any]:
         return await self._insist(self._wait_s, "GET", path)

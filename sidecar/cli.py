@@ -306,6 +306,30 @@ def accept_loss_(url: AdminOption = ADMIN_URL) -> None:
         )
 
 
+@app.command("promote")
+def promote_(
+    region: Annotated[str, typer.Argument(help="The region that is to take the writes.")],
+    url: AdminOption = ADMIN_URL,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Drain the old primary first: nothing is left behind.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, max=600, help="Seconds that --wait may take.")
+    ] = 30,
+) -> None:
+    """Make a region the primary (strategy primary_replica).
+
+    The old one stops taking writes when it hears of it. What it had accepted and not shipped by
+    then is merged, and listed there by `sidecar conflicts`.
+    """
+    with _one_line():
+        from sidecar.operations import promote, promoted_in_words
+
+        done = _run(promote(url, region, timeout if wait else None))
+        for line in promoted_in_words(done):
+            typer.echo(line)
+
+
 parked_app = typer.Typer(invoke_without_command=True)
 app.add_typer(parked_app, name="parked", help="Show what a node could not apply yet, and why.")
 

@@ -133,6 +133,11 @@ class ConflictTable:
 
 def _row(entry: Entry) -> tuple[str, ...]:
     tenant = "" if entry["tenant"] == "default" else f"{entry['tenant']}/"
+    named = f"{tenant}{entry['resource']}#{entry['relation']}@{entry['subject']}"
+    if entry.get("kind") == "fenced":
+        since = f"not shipped before {entry['primary']} was promoted, epoch {entry['epoch']}"
+        written = _version(entry["written"])
+        return moment(entry["listed_at"]), named, written, since, "merged like others", "fenced"
     stored, arrived, winner = entry["stored"], entry["arrived"], entry["winner"]
     if winner == arrived:
         won = f"arrived: {winner['operation']}"
@@ -142,7 +147,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         won = f"a third: {_version(winner)}"
     return (
         moment(entry["merged_at"]),
-        f"{tenant}{entry['resource']}#{entry['relation']}@{entry['subject']}",
+        named,
         _version(stored),
         _version(arrived),
         won,

@@ -159,6 +159,10 @@ class Metrics:
             "inferadb_sidecar_digest_damaged_buckets",
             "Buckets of this node that do not fit the digests its own writes maintain",
         )
+        self._epoch = gauge(
+            "inferadb_replication_epoch",
+            "Number of the promotion by which there is the present primary; 0: is_primary says so",
+        )
         self._target_changes = Counter(
             "inferadb_replication_target_changes_total",
             "Changes acknowledged by this target",
@@ -266,6 +270,10 @@ class Metrics:
     def damaged_buckets(self, buckets: int) -> None:
         """So many buckets here were changed by somebody else than this node's own scripts."""
         self._damaged_buckets.set(buckets)
+
+    def epoch(self, number: int) -> None:
+        """The primary is that of this promotion."""
+        self._epoch.set(number)
 
     def store_full(self, is_full: bool) -> None:
         """Redis has, or has no longer, too little memory left for writes of applications."""

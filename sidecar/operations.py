@@ -1,15 +1,16 @@
-"""`sidecar status`, `accept-loss` and `parked`: how one node does, and steps only a person takes.
+"""`sidecar status`, `accept-loss`, `parked`, `promote`: how one node does, and acts of a person.
 
 Owns what is asked of the admin listener and how the answer is told.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from sidecar.asking import admin_of, console, moment, printable
-from sidecar.bulk import Sidecar
+from sidecar.bulk import REQUEST_TIMEOUT_S, Sidecar
 from sidecar.core.relationship import format_expires_at
 from sidecar.errors import Refused
 
@@ -32,6 +33,14 @@ async def accept_loss(url: str) -> JsonObject:
     """Let that node go on without what it lacks. Raises Refused (409) when nothing is missing."""
     async with admin_of(url, "loss to accept") as client:
         return await client.post("/accept-loss", "default", b"{}")
+
+
+async def promote(url: str, region: str, wait_s: float | None) -> JsonObject:
+    """Make a region the primary; wait_s: drain the old one first. Raises Refused, Unavailable."""
+    body: JsonObject = {"region": region} | ({} if wait_s is None else {"wait_s": wait_s})
+    async with admin_of(url, "promotion") as client:
+        limit_s = REQUEST_TIMEOUT_S + (wait_s or 0.0)
+        return await client.post("/promote", "default", json.dumps(body).encode(), limit_s=limit_s)
 
 
 async def drop_parked(url: str, origin: str) -> JsonObject:
@@ -78,6 +87,17 @@ def tell_status(status: JsonObject) -> None:
     out.print(table)
 
 
+def promoted_in_words(done: JsonObject) -> Iterator[str]:
+    """What a promotion came to, a line each."""
+    by = f"epoch {done['epoch']}" if done["epoch"] else "is_primary, never promoted"
+    if done["promoted"]:
+        yield f"{done['region']} is the primary ({by}, raised by {done['node']})"
+    else:
+        yield f"{done['region']} is the primary already ({by})"
+    for node, reason in done["untold"].items():
+        yield f"{node} does not know it yet, and goes by what it knew until it hears: {reason}"
+
+
 def tell_parked(parked: Sequence[Mapping[str, str]]) -> None:
     """Print them as rows."""
     if not parked:
@@ -99,6 +119,7 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
         yield "serves nothing", status["serves_not_because"]
     if status["takes_no_writes_because"]:
         yield "takes no writes", status["takes_no_writes_because"]
+    yield from _primacy(status)
     yield "incarnation", status["origin"] or "none yet"
     if status["feed_length"] is not None:
         trimmed = int(status["trimmed"])
@@ -128,6 +149,13 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
 def _new_rules(rules: JsonObject) -> Iterator[tuple[str, str]]:
     if waits_for := rules["change_waits_for"]:
         yield "new rules", f"{rules['fingerprint']}, wait for {', '.join(waits_for)}"
+
+
+def _primacy(status: JsonObject) -> Iterator[tuple[str, str]]:
+    if status["primary"]:
+        epoch = status["epoch"]
+        by = f"promoted, epoch {epoch['number']}" if epoch else "by is_primary"
+        yield "primary", f"{status['primary']}, {by}"
 
 
 def _held(status: JsonObject) -> str:

@@ -14,6 +14,8 @@ from sidecar.agent.collect import collect
 from sidecar.agent.concern import Concerns
 from sidecar.agent.digests import Digests
 from sidecar.agent.peers import Peers
+from sidecar.agent.primacy import Primacy
+from sidecar.agent.promotion import Promotion
 from sidecar.agent.scrub import Scrub
 from sidecar.agent.ship import Retries, Shipping, Target
 from sidecar.agent.tail import Tail
@@ -90,6 +92,8 @@ class Partition:
         )
         self.tail = tail or Tail(self.store, agent.buffer_size)
         self.concerns = Concerns(self.store, regions, topology.reachable_from(node.region))
+        self.primacy = Primacy(self.store, topology, node.region, metrics)
+        self.store.fence_by(self.primacy.refusal)
         self.peers = Peers(
             self.store,
             node.id,
@@ -99,6 +103,10 @@ class Partition:
             wall_us=now_us,
             max_ahead_us=replication.max_clock_skew_ms * 1000,
             heard=self.concerns.heard,
+            primacy=self.primacy,
+        )
+        self.promotion = Promotion(
+            node, topology, self.store, self.peers, primacy=self.primacy, calls=calls
         )
         self.shipping = Shipping(
             self.store,
@@ -161,6 +169,7 @@ class Partition:
             self._trimming.run(),
             collect(self.store, self.peers, self._metrics),
             self.scrub.run(),
+            self.primacy.run(),
         )
 
 

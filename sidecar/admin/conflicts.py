@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from sidecar.api.answers import Answers, compact
 from sidecar.core.relationship import check_resource, format_expires_at
 from sidecar.errors import Refused
-from sidecar.store.conflicts import ConflictEntry, Versioned, check_cursor
+from sidecar.store.conflicts import Entry, FencedEntry, Versioned, check_cursor
 from sidecar.store.redis_store import RedisStore
 
 PATH: Final = "/conflicts"
@@ -74,11 +74,25 @@ class ConflictLog:
         return self._answers.http(405, message, {"Allow": "GET, HEAD"})
 
 
-def conflict_json(entry: ConflictEntry) -> str:
+def conflict_json(entry: Entry) -> str:
     """JSON of an entry, in one line; what a version does not have is left out."""
     tenant, resource, relation, subject = entry.tuple
+    if isinstance(entry, FencedEntry):
+        fenced = {
+            "cursor": entry.cursor,
+            "kind": "fenced",
+            "listed_at": format_expires_at(entry.listed_us),
+            "tenant": tenant,
+            "resource": resource,
+            "relation": relation,
+            "subject": subject,
+            "epoch": entry.number,
+            "primary": entry.primary,
+        }
+        return f'{compact(fenced)[:-1]},"written":{_version_json(entry.written)}}}'
     known = {
         "cursor": entry.cursor,
+        "kind": "conflict",
         "merged_at": format_expires_at(entry.merged_us),
         "revision": str(entry.revision),
         "tenant": tenant,

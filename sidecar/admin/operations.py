@@ -1,4 +1,4 @@
-"""What an operator does on the admin listener: look, accept a loss, drop what is parked.
+"""What an operator does on the admin listener: look, accept a loss, drop what is parked, promote.
 
 Owns the paths, what they answer, and that each deliberate step is logged. What the steps do is
 decided by `Peers` and in Redis.
@@ -11,6 +11,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from sidecar.agent.peers import Peers
+from sidecar.agent.primacy import Primacy
 from sidecar.agent.probe import Probes
 from sidecar.agent.ship import Shipping, Target
 from sidecar.api.answers import Answers, Route, compact
@@ -28,6 +29,7 @@ STATUS: Final = "/status"
 ACCEPT_LOSS: Final = "/accept-loss"
 PARKED: Final = "/parked"
 DROP: Final = "/parked/drop"
+PROMOTE: Final = "/promote"
 
 MAX_BODY_BYTES = 4096
 MAX_TIMESTAMP_DIGITS = 16
@@ -47,10 +49,13 @@ class Operations:
         shipping: Shipping,
         answers: Answers,
         *,
+        primacy: Primacy,
+        promote: Route,
         probes: Probes,
     ) -> None:
         self._node, self._store, self._peers = node, store, peers
         self._shipping, self._answers, self._probes = shipping, answers, probes
+        self._primacy, self._promote = primacy, promote
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, with JSON also for what aiohttp would answer in plain text."""
@@ -59,6 +64,7 @@ class Operations:
             ("POST", ACCEPT_LOSS, self._accept_loss),
             ("GET", PARKED, self._list_parked),
             ("POST", DROP, self._drop),
+            ("POST", PROMOTE, self._promote),
         )
         for method, path, route in routes:
             guarded = self._answers.guarded(route)
@@ -85,6 +91,8 @@ class Operations:
             "takes_no_writes_because": (
                 store.takes_no_writes_because or store.full_because or None
             ),
+            "primary": self._primacy.region,
+            "epoch": self._primacy.epoch and self._primacy.epoch.to_json(),
             "origin": store.origin,
             "behind": encode_vector(store.behind),
             "revision": str(store.revision),

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sidecar.agent.primacy import Primacy
 from sidecar.core.clock import is_incarnation
 from sidecar.core.collection import Rows, Stability
 from sidecar.core.membership import Removed, is_ahead_of_most, is_removed, newest_removed
@@ -109,6 +110,7 @@ class Peers:
         *,
         wall_us: Callable[[], int] | None = None,
         max_ahead_us: int = 60_000_000,
+        primacy: Primacy | None = None,
         heard: Callable[[str, Vector, str], None] = lambda node, vector, by: None,
     ) -> None:
         """members: the nodes of the topology. now_us: a clock that only goes on, in microseconds.
@@ -132,6 +134,7 @@ class Peers:
         self._taken: Vector = {}
         self._announced: dict[str, int] = {}
         self._wall_us, self._max_ahead_us = wall_us, max_ahead_us
+        self._primacy = primacy
         self._heard = heard
         self._preparing = asyncio.Lock()
         self._members_of = ""
@@ -147,6 +150,8 @@ class Peers:
         What others have said of removed nodes since is kept there.
         """
         store = self._store
+        if self._primacy is not None:
+            await self._primacy.prepare()
         async with self._preparing:
             if not self._is_prepared:
                 self.rows.restore(await store.rows(self._others))
@@ -190,6 +195,8 @@ class Peers:
             facts["joined"] = sorted(store.joined)
         if self._wall_us is not None:
             facts["wall"] = str(self._wall_us())
+        if self._primacy is not None:
+            facts |= self._primacy.facts()
         if to is not None:
             # Also an incarnation that was only named: it may have been lost before it was safe.
             named = {self._named[to]: 0} if to in self._named else {}
@@ -219,6 +226,8 @@ class Peers:
         if node_of(origin) != node:
             raise Refused("bad_frame", f"{node} does not write as {origin!r}")
         self.refuse_removed(node, head)
+        # Before anything that lets this node write.
+        await self._hear_epoch(head)
         claims = decode_vector(head.get("claims", {}))
         self._check_names({*claims, *decode_vector(head.get("vector"))})
         if self.is_outdated(node, origin):
@@ -255,10 +264,15 @@ class Peers:
         """A heartbeat."""
         if node not in self.told:
             return
+        await self._hear_epoch(head)
         told = self._hear(node, {**head, "origin": self.told[node].origin})
         if told.phase in (Phase.SERVING, Phase.EXPOSED):
             # It has been told what it once had: it has it, or goes on without.
             self.rows.acknowledged_loss(node, _durable(head))
+
+    async def _hear_epoch(self, head: Mapping[str, object]) -> None:
+        if self._primacy is not None:
+            await self._primacy.hear(head.get("epoch"))
 
     def _hear(self, node: str, head: Mapping[str, object]) -> Told:
         vector = decode_vector(head.get("vector"))

@@ -234,6 +234,8 @@ class Native:
         tenant = headers.tenant_of(request.headers)
         key = headers.idempotency_key_of(request.headers)
         raw = await request.read()
+        # Also a deletion that finds nothing to delete is the primary's to answer.
+        self._store.check_fence()
         bound = "" if key is None else headers.request_hash(request.path, tenant, raw)
         return WriteRequest(tenant, (), None, key, bound), raw, concern
 

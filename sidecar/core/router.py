@@ -83,12 +83,15 @@ class Router:
         """The one node that may serve a write with this idempotency key.
 
         Another one does not know whether it was carried out already, and could bring back what was
-        deleted since. So it does not depend on who is healthy.
+        deleted since. So it does not depend on who is healthy. Raises Unavailable where the region
+        is not there.
         """
         home = self.home(RequestType.WRITE, tenant)
         if home is None or home == self._here.region:
             return self._here
-        nodes = self._topology.region(home).nodes()
+        nodes = self._nodes_of(home)
+        if not nodes:
+            raise self.nobody(RequestType.WRITE, tenant)
         return max(nodes, key=lambda node: blake2b(f"{key}/{node.id}".encode()).digest())
 
     def is_here(self, request: RequestType, tenant: str = "") -> bool:
@@ -143,12 +146,15 @@ class Router:
 
     def _of_region(self, region: RegionId) -> Iterator[Node]:
         """Its nodes that serve: this one, those of the same zone, the rest; each in its turn."""
-        nodes = self._topology.region(region).nodes()
-        serving = [node for node in nodes if self._serves(node)]
+        serving = [node for node in self._nodes_of(region) if self._serves(node)]
         if len(serving) > 1:
             turn = next(self._turns[region]) % len(serving)
             serving = serving[turn:] + serving[:turn]
         yield from sorted(serving, key=self._distance)
+
+    def _nodes_of(self, region: RegionId) -> list[Node]:
+        """None of a region that is not there: the one that was promoted may have been removed."""
+        return [node for node in self._topology.nodes() if node.region == region]
 
     def _serves(self, node: Node) -> bool:
         return self._health_of(node.id) is not NodeHealth.UNREACHABLE

@@ -27,6 +27,7 @@ from sidecar.partition import Partition, store_of
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
 from sidecar.peer.inspection import Inspection
+from sidecar.peer.promoting import Promoting
 from sidecar.peer.server import peer_app
 from sidecar.serving import listening, redis_url, running
 from sidecar.store.calls import Phase
@@ -261,9 +262,11 @@ class ReplicationAgent:
                 health = Health(
                     config.this_node, one.store, one.shipping.targets, one.scrub.reasons
                 )
-                inspection = Inspection(one.digests, one.me, Answers(config.this_node))
+                answers = Answers(config.this_node)
+                inspection = Inspection(one.digests, one.me, answers)
+                promoting = Promoting(one.promotion, answers)
                 runner = web.AppRunner(
-                    peer_app(one.receiver, health, inspection),
+                    peer_app(one.receiver, health, inspection, promoting),
                     access_log=None,
                     shutdown_timeout=2.0,
                 )

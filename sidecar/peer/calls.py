@@ -36,13 +36,21 @@ class PeerCalls:
         """The answer to a GET. Raises Refused for 4xx, Unavailable for anything else but 2xx."""
         return await self._ask("GET", endpoint, path, None)
 
-    async def post(self, endpoint: str, path: str, body: object) -> dict[str, Any]:
-        """The answer to a POST of JSON; raises the same."""
-        return await self._ask("POST", endpoint, path, json.dumps(body).encode())
+    async def post(
+        self, endpoint: str, path: str, body: object, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """The answer to a POST of JSON; raises the same. timeout_s: instead of the usual one."""
+        return await self._ask("POST", endpoint, path, json.dumps(body).encode(), timeout_s)
 
     async def _ask(
-        self, method: str, endpoint: str, path: str, body: bytes | None
+        self,
+        method: str,
+        endpoint: str,
+        path: str,
+        body: bytes | None,
+        timeout_s: float | None = None,
     ) -> dict[str, Any]:
+        limit_s = timeout_s or self._timeout_s
         headers = {"Content-Type": "application/json"}
         try:
             async with self._session.request(
@@ -51,10 +59,11 @@ class PeerCalls:
                 data=body,
                 headers=headers,
                 allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=limit_s),
             ) as response:
                 status, text = response.status, await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            reason = str(error) or f"no answer within {self._timeout_s:.0f} s"
+            reason = str(error) or f"no answer within {limit_s:.0f} s"
             raise Unavailable("unreachable", f"{endpoint} cannot be asked: {reason}") from error
         try:
             answer = json.loads(text)

@@ -16,6 +16,7 @@ from sidecar.errors import Refused, SidecarError, ungrouped
 from sidecar.health import Health
 from sidecar.peer.client import PATH
 from sidecar.peer.inspection import Inspection
+from sidecar.peer.promoting import Promoting
 from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
@@ -160,11 +161,14 @@ async def _send(socket: web.WebSocketResponse, frame: str | bytes) -> None:
         await socket.send_bytes(frame)
 
 
-def peer_app(receiver: Receiver, health: Health, inspection: Inspection) -> web.Application:
+def peer_app(
+    receiver: Receiver, health: Health, inspection: Inspection, promoting: Promoting
+) -> web.Application:
     """The application of the peer listener."""
     app = web.Application(client_max_size=MAX_FRAME_BYTES)
     app.router.add_get(PATH, receiver.serve)
     app.router.add_get("/health", health.answer)
     inspection.add_to(app)
+    promoting.add_to(app)
     app.on_shutdown.append(receiver.close)
     return app

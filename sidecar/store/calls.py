@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from sidecar.core.epoch import Epoch
 from sidecar.core.relationship import Change, Relationship
 from sidecar.core.vector import Vector, Version
 
@@ -37,6 +38,7 @@ class WriteRequest(NamedTuple):
 
     expected_revision: refuse if a tuple of the request changed on this node after it.
     idempotency_key: a repeat with the same `request_hash` gets the first answer again.
+    is_again: it was accepted before, and no fence keeps it out.
     """
 
     tenant: str
@@ -44,6 +46,7 @@ class WriteRequest(NamedTuple):
     expected_revision: int | None = None
     idempotency_key: str | None = None
     request_hash: str = ""
+    is_again: bool = False
 
 
 class Written(NamedTuple):
@@ -132,6 +135,25 @@ class Absorbed:
     outcome: AbsorbOutcome
     appeared: int = 0
     disappeared: int = 0
+
+
+class Raised(NamedTuple):
+    """epoch: the highest that is stored. vector: of this node; a fence lets nothing be added."""
+
+    epoch: Epoch | None
+    vector: Vector
+
+
+class Reported(NamedTuple):
+    """A step of listing what was not shipped. is_more: there are further steps.
+
+    transactions, changes: how many this step has listed. is_trimmed: some have left the feed.
+    """
+
+    is_more: bool
+    transactions: int
+    changes: int
+    is_trimmed: bool
 
 
 class Trimmed(NamedTuple):

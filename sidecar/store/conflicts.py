@@ -1,4 +1,5 @@
-"""Reading the log of conflicts: one entry for each conflict that a merge on this node has counted.
+"""Reading the log of conflicts: one entry for each conflict that a merge on this node has counted,
+and one for each change that a promotion found unshipped.
 
 `lua/lib/conflicts.lua` writes the entries and caps the log near 10,000; the oldest go first.
 """
@@ -46,6 +47,25 @@ class ConflictEntry:
     resolved: Winner
 
 
+@dataclass(frozen=True, slots=True)
+class FencedEntry:
+    """A change that this node had accepted and the new primary had not got when it was promoted.
+
+    cursor, tuple: as above. listed_us: when this node heard of it and listed the change. written:
+    the change; its timestamp is its revision in this node's feed. number, primary: of the epoch.
+    """
+
+    cursor: str
+    listed_us: int
+    tuple: Identity
+    written: Versioned
+    number: int
+    primary: str
+
+
+Entry = ConflictEntry | FencedEntry
+
+
 def check_cursor(text: str) -> str:
     """Return `text` if it is spelled like a cursor, or raise Refused("invalid_cursor")."""
     if not _CURSOR.fullmatch(text):
@@ -56,20 +76,30 @@ def check_cursor(text: str) -> str:
     return text
 
 
-def conflict_entries_of(reply: list[Any]) -> list[ConflictEntry]:
+def conflict_entries_of(reply: list[Any]) -> list[Entry]:
     """The entries in a reply to XREVRANGE, in its order."""
     return [_entry_of(stream_id.decode(), flat) for stream_id, flat in reply]
 
 
-def _entry_of(cursor: str, flat: list[bytes]) -> ConflictEntry:
+def _entry_of(cursor: str, flat: list[bytes]) -> Entry:
     fields = {k.decode(): v.decode() for k, v in zip(flat[::2], flat[1::2], strict=True)}
+    identity = (fields["tenant"], fields["resource"], fields["relation"], fields["subject"])
+    if fields.get("kind") == "fenced":
+        return FencedEntry(
+            cursor,
+            int(fields["listed_us"]),
+            identity,
+            _versioned(fields["written"]),
+            int(fields["epoch"]),
+            fields["primary"],
+        )
     known = {name: _versioned(fields[name]) for name in ("stored", "arrived")}
     winner = fields["winner"]
     return ConflictEntry(
         cursor,
         int(cursor.partition("-")[0]),
         int(fields["merged_us"]),
-        (fields["tenant"], fields["resource"], fields["relation"], fields["subject"]),
+        identity,
         ConflictResolutionStrategy(fields["strategy"]),
         known["stored"],
         known["arrived"],

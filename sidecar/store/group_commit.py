@@ -157,6 +157,14 @@ class GroupCommit:
                     status=422,
                 )
                 waiting.answer.set_exception(refused)
+            case b"fenced":
+                primary = f"{text.decode()} is the primary region now" if text else "it moves now"
+                fenced = Unavailable(
+                    "not_primary",
+                    f"the primary moved while this write was on its way: {primary}; nothing was "
+                    "written, send it again",
+                )
+                waiting.answer.set_exception(fenced)
             case _:
                 waiting.answer.set_exception(Broken(f"lua/write.lua answers {outcome!r}"))
 
@@ -174,6 +182,8 @@ def _guard(request: WriteRequest) -> str:
     if request.idempotency_key is not None:
         guard["key"] = f"{request.tenant}/{request.idempotency_key}"
         guard["hash"] = request.request_hash
+    if request.is_again:
+        guard["again"] = "1"
     return json.dumps(guard) if guard else ""
 
 

@@ -106,6 +106,7 @@ class OpenStore:
         self._joined: frozenset[str] | None = None
         self._refused: Unavailable | None = None
         self._refused_writes: Unavailable | None = None
+        self._fence: Callable[[], Unavailable | None] = lambda: None
 
     # -- what is known of it --------------------------------------------------------------------
 
@@ -160,6 +161,15 @@ class OpenStore:
             elif before is not None and now is None:
                 log.info("applications are served again", extra={"what": name})
         self._refused, self._refused_writes = all_calls, writes
+
+    def fence_by(self, fence: Callable[[], Unavailable | None]) -> None:
+        """fence: asked before each write of an application; why it is not taken here, or None."""
+        self._fence = fence
+
+    def check_fence(self) -> None:
+        """Raise Unavailable where writes belong to another region."""
+        if (fenced := self._fence()) is not None:
+            raise fenced
 
     @property
     def rules(self) -> Rules:
@@ -555,7 +565,7 @@ class OpenStore:
                 self._script("write"),
                 self.keys.meta,
                 *(self._now_us(), self._clock),
-                *(decode_body(text), json.dumps({"key": key, "hash": "aside"})),
+                *(decode_body(text), json.dumps({"key": key, "hash": "aside", "again": "1"})),
             )
             if reply[0] != b"stored":
                 raise self._lost()

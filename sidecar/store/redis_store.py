@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from sidecar.core.conflict import Rules
+from sidecar.core.epoch import Epoch, decode_epoch
 from sidecar.core.membership import Removed
 from sidecar.core.relationship import Change, Operation, Relationship
 from sidecar.core.script import CustomScript
@@ -31,13 +32,15 @@ from sidecar.store.calls import (
     MergeOutcome,
     Orphan,
     Page,
+    Raised,
+    Reported,
     States,
     Trimmed,
     Way,
     WriteRequest,
     Written,
 )
-from sidecar.store.conflicts import ConflictEntry, check_cursor, conflict_entries_of
+from sidecar.store.conflicts import Entry, check_cursor, conflict_entries_of
 from sidecar.store.feed import FeedEntry, entries_of
 from sidecar.store.group_commit import Committed, GroupCommit
 from sidecar.store.link import Link, ScriptError, store_full
@@ -117,6 +120,8 @@ class RedisStore(OpenStore):
         (outcome_unknown: nobody knows; with any other code nothing was done).
         """
         self._refuse_applications()
+        if not request.is_again:
+            self.check_fence()
         if self._refused_writes is not None:
             raise self._refused_writes
         if self._memory.is_full:
@@ -254,7 +259,7 @@ class RedisStore(OpenStore):
 
     async def conflicts(
         self, after: str | None, count: int, newer_than: str | None = None
-    ) -> list[ConflictEntry]:
+    ) -> list[Entry]:
         """At most `count` conflicts, newest first: from the one behind `after` in that order on.
 
         newer_than: only those younger than this one. Both are cursors of entries, which need not
@@ -462,7 +467,7 @@ class RedisStore(OpenStore):
         The write overwrites what the lost one had, everywhere. Raises Unavailable like any write.
         """
         tenant = orphan.again.relationship.tenant
-        request = WriteRequest(tenant, [orphan.again], expected_revision=orphan.revision)
+        request = WriteRequest(tenant, [orphan.again], orphan.revision, is_again=True)
         try:
             await self.write(request)
         except Refused as refused:
@@ -477,6 +482,37 @@ class RedisStore(OpenStore):
         for text in await self._read("HVALS", self.keys.beyond):
             most = pointwise_max(most, _vector(text))
         return most
+
+    # -- the primary --------------------------------------------------------------------------
+
+    async def raise_epoch(self, home: str, epoch: Epoch | None, *, is_held: bool = False) -> Raised:
+        """Keep the higher of this epoch and the stored one, and fence this node by it.
+
+        home: the region of this node; "" where there is no primary. is_held: no writes for now,
+        whoever is the primary. When this returns, no write that the fence keeps out comes in.
+        """
+        given = (0, "", "")
+        if epoch is not None:
+            given = (epoch.number, epoch.region, json.dumps(encode_vector(epoch.vector)))
+        return await self._raise(home, given, is_held=is_held)
+
+    async def promote(self, home: str, number: int) -> Raised:
+        """The same with an epoch of this region, raised by this node with what it has now."""
+        return await self._raise(home, (number, home, ""))
+
+    async def _raise(
+        self, home: str, given: tuple[int, str, str], *, is_held: bool = False
+    ) -> Raised:
+        args = (self._clock, home, *given, "1" if is_held else "")
+        _, stored, reached = await self._ask(self._control, "raise", *args)
+        return Raised(decode_epoch(json.loads(stored)) if stored else None, _vector(reached))
+
+    async def report_fenced(self) -> Reported:
+        """List some of what this node had written and the new primary had not got; repeatable."""
+        outcome, transactions, changes, trimmed = await self._ask(
+            self._reader(), "report", self._clock, self._now_us()
+        )
+        return Reported(outcome == b"more", int(transactions), int(changes), bool(trimmed))
 
     # -- what no bucket lists -------------------------------------------------------------------
 

@@ -117,6 +117,7 @@ async def test_a_conflict_is_told_with_both_versions(admin: Admin) -> None:
         "conflicts": [
             {
                 "cursor": f"{revision}-0",
+                "kind": "conflict",
                 "merged_at": "2026-09-21T14:13:20Z",
                 "revision": str(revision),
                 "tenant": "default",

@@ -291,13 +291,11 @@ def test_check_config_says_what_a_file_means_and_run_refuses_what_is_not_there(
     assert "node2 at localhost:50052, zone eu-central-1a  <- this node" in said
     assert "us-west-1 (US West 1) ships to eu-central-1" in said
     other = tmp_path / "other.yaml"
-    other.write_text("database: {dialect: openfga, url: 'http://127.0.0.1:1'}\n")
+    other.write_text("database: {dialect: openfga, url: 'http://h'}\n")
     assert "note: `sidecar run` refuses this: database" in (
         succeeded("check-config", str(other)).decode()
     )
-    assert "database: a database behind the sidecar is" in complaint(
-        2, "run", "--config", str(other)
-    )
+    assert "database: a database behind" in complaint(2, "run", "--config", str(other))
     assert "node9" in complaint(2, "check-config", file, "--node", "node9")
 
 

@@ -104,6 +104,7 @@ def test_what_is_asked_in_vain_is_one_line(make_world: MakeWorld) -> None:
     for method, path, body, code in (
         ("POST", "/accept-loss", {}, (409, "not_behind")),
         ("GET", "/accept-loss", None, (405, "method_not_allowed")),
+        ("POST", "/promote", {"region": "us-west-1"}, (409, "no_primary")),
         ("POST", "/status", {}, (405, "method_not_allowed")),
         ("POST", "/parked/drop", {}, (400, "invalid_request")),
         ("POST", "/parked/drop", {"origin": "a.b", "timestamp": 5}, (400, "invalid_request")),

@@ -25,7 +25,7 @@ from sidecar.core.script import CustomScript
 from sidecar.core.state import TupleState, Winner, absorb, write
 from sidecar.core.vector import Vector, Version, above, order, pointwise_max
 from sidecar.core.wire import encode_body
-from sidecar.store.conflicts import Versioned, conflict_entries_of
+from sidecar.store.conflicts import ConflictEntry, Versioned, conflict_entries_of
 from sidecar.store.keys import Keys
 from sidecar.store.scripts import script
 
@@ -253,6 +253,7 @@ class LuaNode:
                 one.strategy,
             )
             for one in conflict_entries_of(reply)
+            if isinstance(one, ConflictEntry)
         ]
 
     def vector(self) -> dict[str, int]:

@@ -13,6 +13,7 @@ from sidecar.core.wire import encode_bucket
 from sidecar.errors import Refused, Unavailable
 from sidecar.store import trial
 from sidecar.store.calls import Way
+from sidecar.store.conflicts import ConflictEntry
 from sidecar.store.link import Link, pool_of
 from tests import twins
 from tests.servers import RealValkey
@@ -139,6 +140,7 @@ async def test_concurrent_writes_get_the_winner_of_the_script(open_node: OpenNod
     assert await us.listed() == await eu.listed() == [DOC], "one to one, the insert"
     assert (conflicts(us), conflicts(eu)) == ((1, 0), (0, 1))
     (entry,) = await us.store.conflicts(None, 10)
+    assert isinstance(entry, ConflictEntry)
     assert entry.strategy is CUSTOM
 
 
@@ -216,6 +218,7 @@ async def test_a_conflict_names_the_strategy_that_decided_it(open_node: OpenNode
         named = {
             f"{one.tuple[1]} {one.tuple[2]}": one.strategy.value
             for one in await node.store.conflicts(None, 10)
+            if isinstance(one, ConflictEntry)
         }
         assert named == {
             "doc:1 banned": "delete_wins",

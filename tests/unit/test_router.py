@@ -117,6 +117,15 @@ def test_a_promoted_region_takes_the_writes() -> None:
     assert served(router("primary_replica", primary=lambda: RegionId("ap")), WRITE) == {"d1"}
 
 
+def test_a_primary_that_was_taken_out_of_the_topology_serves_nothing() -> None:
+    routes = router("primary_replica", primary=lambda: RegionId("gone"))
+    assert served(routes, READ) == {"a1"}
+    for ask in (lambda: routes.route(WRITE), lambda: routes.only_node("default", "key")):
+        with pytest.raises(Unavailable, match="primary region gone") as refused:
+            ask()
+        assert refused.value.code == "no_primary"
+
+
 def test_a_tenant_has_its_home_and_its_regions() -> None:
     eu, ap = RegionId("eu"), RegionId("ap")
     tenants = Tenants({"acme": Place(eu), "bound*": Place(ap, frozenset({eu, ap}))})
