@@ -11,10 +11,11 @@
 -- ARGV 8 page      per bucket a line of JSON: {"bucket", "vector", "tuples"}, the last a list of
 --                  [key, relation#subject, hash, state]; with "replace" also "strays", keys stored
 --                  here that the bucket does not list
--- REPLY  outcome   "absorbed" | "need" | "skew" | "lost", then the clock, the vector as JSON, how
+-- REPLY  outcome   "absorbed" | "need" | "skew" | "undecided" | "lost", then the clock, the vector as JSON, how
 --                  many conflicts were won by what was stored here, and by what arrived; how many
 --                  tuples became visible or changed, how many disappeared; with "need" nothing was
---                  written, and the names follow whose hashes are needed
+--                  written, and the names follow whose hashes are needed; with "undecided" a
+--                  custom script has failed, nothing was written, and the reason follows
 -- ERRORS BADPAGE   not a page; nothing was written
 --
 -- @include conflicts
@@ -22,15 +23,16 @@
 -- @include keys
 -- @include node
 -- @include pages
+-- @include shown
 -- @include strategy
 -- @include transaction
 -- @include tuples
 local now_us, skew_us, way = tonumber(ARGV[1]), tonumber(ARGV[3]), ARGV[5]
-local rules = strategy.from(ARGV[4])
-if not rules then return redis.error_reply('BADPAGE unknown strategy') end
 local lost = { 'lost', '0', '{}', '0', '0', '0', '0' }
 local self = node.read(ARGV[2])
 if not self then return lost end
+local rules_of = strategy.from(ARGV[4], self.changing)
+if not rules_of then return redis.error_reply('BADPAGE unknown strategy') end
 local hashes = cjson.decode(ARGV[7])
 local need, seen = {}, 0
 local revision = 0
@@ -97,7 +99,7 @@ local function union(page)
 end
 
 local here, there = 0, 0
-local plan = {}
+local plan, undecided = {}, nil
 
 local function resolve(page)
   local taken = pages.of(page.bucket)
@@ -108,16 +110,20 @@ local function resolve(page)
     local theirs = one.theirs and state.decode(one.theirs)
     local theirs_seen = { page.vector, theirs and theirs.beyond or nil }
     local reached = { self.vector, page.vector, taken }
-    local new, met
+    local new, met, reason
+    local _, named = tuples.named(one.member, one.field)
+    local rules = rules_of(named.resource, named.relation)
     if way == 'replace' then
       local mine_seen = { self.vector, taken }
-      new, met = state.replace(mine, theirs, mine_seen, theirs_seen, reached, rules, revision)
+      new, met, reason =
+        state.replace(mine, theirs, mine_seen, theirs_seen, reached, rules, revision)
     else
       local mine_seen = { self.vector }
       if taken then mine_seen[#mine_seen + 1] = taken end
       if mine and mine.beyond then mine_seen[#mine_seen + 1] = mine.beyond end
-      new, met = state.join(mine, theirs, mine_seen, theirs_seen, reached, rules, revision)
+      new, met, reason = state.join(mine, theirs, mine_seen, theirs_seen, reached, rules, revision)
     end
+    undecided = undecided or reason
     -- Repair also mends the indexes of what is as it should be.
     local is_same = way ~= 'replace' and mine and new and state.encode(new) == one.mine
     -- A version that came and lost may leave no trace but its conflict.
@@ -126,7 +132,7 @@ local function resolve(page)
         need[#need + 1] = name
       else
         plan[#plan + 1] = { bucket = page.bucket, one = one, mine = mine, new = new,
-          conflicts = met }
+          conflicts = met, rules = rules }
       end
     end
   end
@@ -147,43 +153,18 @@ for _, page in ipairs(batch) do
   if (page.vector[self.origin] or 0) > self.vector[self.origin] then return lost end
   resolve(page)
 end
-if need[1] then
-  local reply = { 'need', number.text(self.clock), node.vector_json(self.vector), '0', '0', '0', '0' }
-  for _, name in ipairs(need) do reply[#reply + 1] = name end
+local function unwritten(outcome)
+  return { outcome, number.text(self.clock), node.vector_json(self.vector), '0', '0', '0', '0' }
+end
+if undecided then
+  local reply = unwritten('undecided')
+  reply[#reply + 1] = undecided
   return reply
 end
-
--- What became visible or disappeared, told to watchers in one entry per tenant.
-local told, tenants = {}, {}
-local appeared, disappeared = 0, 0
-
-local function tell(tenant, change, before, after)
-  local was, is = before and before.insert, after and after.insert
-  if not was and not is then return end
-  if was and is and before.at == after.at and before.origin == after.origin
-    and before.condition == after.condition and before.expires_at == after.expires_at
-  then
-    return
-  end
-  if is then appeared = appeared + 1 else disappeared = disappeared + 1 end
-  if not told[tenant] then
-    told[tenant] = {}
-    tenants[#tenants + 1] = tenant
-  end
-  local row = { is and '+' or '-', change.resource, change.relation, change.subject,
-    change.bucket, change.hash }
-  if is and (after.condition or after.expires_at) then
-    row[7], row[8] = after.condition or '', after.expires_at or ''
-  end
-  told[tenant][#told[tenant] + 1] = row
-end
-
-local function change_json(row)
-  local parts = {}
-  for index, value in ipairs(row) do
-    parts[index] = type(value) == 'number' and number.text(value) or cjson.encode(value)
-  end
-  return '[' .. table.concat(parts, ',') .. ']'
+if need[1] then
+  local reply = unwritten('need')
+  for _, name in ipairs(need) do reply[#reply + 1] = name end
+  return reply
 end
 
 local sums = {}
@@ -211,9 +192,9 @@ for _, step in ipairs(plan) do
   for _, pair in ipairs(step.conflicts) do
     local winner = step.new and step.new.siblings[1]
     if winner == pair[2] then there = there + 1 else here = here + 1 end
-    conflicts.add(revision, now_us, tenant, change, pair[1], pair[2], winner, rules)
+    conflicts.add(revision, now_us, tenant, change, pair[1], pair[2], winner, step.rules)
   end
-  tell(tenant, change, step.mine and step.mine.siblings[1], step.new and step.new.siblings[1])
+  shown.note(tenant, change, step.mine and step.mine.siblings[1], step.new and step.new.siblings[1])
 end
 for _, page in ipairs(batch) do
   if way == 'replace' then
@@ -222,18 +203,10 @@ for _, page in ipairs(batch) do
   end
   pages.set(page.bucket, state.above(pages.of(page.bucket), page.vector, self.vector))
 end
-for index, tenant in ipairs(tenants) do
-  local at = index == 1 and revision or node.tick(self, now_us, 0)
-  local rows = {}
-  for i, row in ipairs(told[tenant]) do rows[i] = change_json(row) end
-  node.append(self, at, 'transfer', at, #rows, '{"format":' .. transaction.format
-    .. ',"origin":"transfer","timestamp":"' .. number.text(at)
-    .. '","previous":"0","context":{},"tenant":"' .. tenant .. '","changes":['
-    .. table.concat(rows, ',') .. ']}')
-end
+shown.append(self, now_us, revision)
 redis.call('HSET', keys.meta, 'clock', number.text(self.clock))
 if ARGV[6] ~= '' then redis.call('HSET', keys.meta, 'transfer', ARGV[6]) end
 return {
   'absorbed', number.text(self.clock), node.vector_json(self.vector), number.text(here),
-  number.text(there), number.text(appeared), number.text(disappeared),
+  number.text(there), number.text(shown.appeared), number.text(shown.disappeared),
 }

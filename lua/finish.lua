@@ -7,6 +7,8 @@
 -- ARGV 3 progress  what `meta` must hold as the progress of the transfer, or "" for no transfer
 -- ARGV 4 ended     JSON: incarnation -> where it ended; nobody has more of it
 -- ARGV 5 whole     "1": every node has heard of every newest incarnation that is known here
+-- ARGV 6 joined    JSON of the nodes whose states have been joined here since the rules changed; "":
+--                  as it is
 -- REPLY  outcome   "finished" | "other" | "lost", then the vector and the floor as JSON; "other":
 --                  this transfer is not the one that was under way, and nothing was done. Then "more"
 --                  when buckets are left to look at, or ""; then per tuple that holds a write from
@@ -38,6 +40,7 @@ if ARGV[3] ~= '' then
     end
   end
   redis.call('HDEL', keys.meta, 'transfer')
+  if ARGV[6] ~= '' then redis.call('HSET', keys.meta, 'joined', ARGV[6]) end
 end
 local ended, looked_at = node.vector_of(ARGV[4]), 0
 local reply = { 'finished', node.vector_json(self.vector), '', '' }

@@ -22,10 +22,10 @@
 -- @include transaction
 -- @include tuples
 local now_us, skew_us = tonumber(ARGV[1]), tonumber(ARGV[3])
-local rules = strategy.from(ARGV[4])
-if not rules then return redis.error_reply('BADBATCH unknown strategy') end
 local self = node.read(ARGV[2])
 if not self then return { 'lost', '', '0', '0', '0', '0', '{}', '{}' } end
+local rules_of = strategy.from(ARGV[4], self.changing)
+if not rules_of then return redis.error_reply('BADBATCH unknown strategy') end
 
 -- Everything is decoded before the first write, so that an error leaves nothing half done.
 local batch = {}
@@ -48,8 +48,9 @@ local function effect(old, new)
   return { '+', best.condition or '', best.expires_at or '' }
 end
 
--- Chooses every winner of a transaction; nothing is written. Returns nil if its contexts lie, else
--- per change {old state or false, new state, what arrived, the siblings it differs from or nil}.
+-- Chooses every winner of a transaction; nothing is written. Returns nil if its contexts lie, or with
+-- a reason if a custom script fails, else per change {old state or false, new state, what arrived,
+-- the siblings it differs from or nil, the rules}.
 local function resolve(tx, revision)
   local reached_before = self.vector[tx.origin]
   self.vector[tx.origin] = tx.timestamp
@@ -64,23 +65,24 @@ local function resolve(tx, revision)
       condition = change.insert and change.condition or nil,
       expires_at = change.insert and change.expires_at or nil,
     }
-    local new, beside
+    local new, beside, reason
+    local rules = rules_of(change.resource, change.relation)
     if is_taken then
       -- It came with a page, and so did what overwrote it.
       new = false
     else
-      new, beside = state.absorb(old or nil, sibling, tx.previous, tx.context,
+      new, beside, reason = state.absorb(old or nil, sibling, tx.previous, tx.context,
         tx.beyond and tx.beyond[number.text(index)], self.vector, unreached, rules, revision)
     end
     if new == nil then
       self.vector[tx.origin] = reached_before
-      return nil
+      return nil, nil, reason
     end
     if not new or new.siblings[1] ~= sibling then
       effects = effects or {}
       effects[number.text(index)] = new and effect(old, new) or { '=' }
     end
-    states[index] = { old or false, new, sibling, beside }
+    states[index] = { old or false, new, sibling, beside or false, rules }
   end
   return states, effects and cjson.encode(effects)
 end
@@ -97,7 +99,7 @@ local function store(tx, change, chosen, revision)
     won_here = won_here + #beside
   end
   for _, stored in ipairs(beside) do
-    conflicts.add(revision, now_us, tx.tenant, change, stored, arrived, winner, rules)
+    conflicts.add(revision, now_us, tx.tenant, change, stored, arrived, winner, chosen[5])
   end
 end
 
@@ -122,16 +124,23 @@ for _, tx in ipairs(batch) do
       parked.put(tx, now_us, 'it is ' .. number.text((tx.timestamp - now_us) / 1000)
         .. ' ms ahead of the clock of this node')
     else
+      local clock = self.clock
       local revision = node.tick(self, now_us, tx.timestamp)
-      local states, effects = resolve(tx, revision)
-      if not states then
-        outcome, detail = 'contradiction', 'the contexts that ' .. tx.origin .. ' sent contradict'
-        break
+      local states, effects, reason = resolve(tx, revision)
+      if states then
+        for index, change in ipairs(tx.changes) do store(tx, change, states[index], revision) end
+        node.append(self, revision, tx.origin, tx.timestamp, #tx.changes, tx.text, effects)
+        raised[tx.origin] = tx.timestamp
+        applied = applied + 1
+      else
+        -- Nothing was stored, and nobody may be told of a clock that was not.
+        self.clock = clock
+        if not reason then
+          outcome, detail = 'contradiction', 'the contexts that ' .. tx.origin .. ' sent contradict'
+          break
+        end
+        parked.put(tx, now_us, reason)
       end
-      for index, change in ipairs(tx.changes) do store(tx, change, states[index], revision) end
-      node.append(self, revision, tx.origin, tx.timestamp, #tx.changes, tx.text, effects)
-      raised[tx.origin] = tx.timestamp
-      applied = applied + 1
     end
   end
 end

@@ -11,21 +11,22 @@
 -- ARGV 8 run_id       of the server: another one than before means that it was restarted
 -- ARGV 9 proof        "1": it is known that what is there is all; "": peers must say so, or a new
 --                     incarnation begins
--- REPLY  outcome      "opened" | "unproven" | "lost", then origin, clock, vector as JSON; "1" while
---                     the incarnation is exposed, the vector it must reach as JSON if it is behind,
+-- REPLY  outcome      "opened" | "unproven" | "rules" | "lost", then origin, clock, vector as JSON;
+--                     "1" while the incarnation is exposed, the vector it must reach as JSON if it is behind,
 --                     the progress of a state transfer, the highest revision
---                     that was trimmed off the feed, the floor as JSON, and the first
---                     incarnation of this data set
+--                     that was trimmed off the feed, the floor as JSON, the first incarnation of
+--                     this data set, and while a change of the rules is under way JSON of the nodes
+--                     whose states have been joined since, else ""; "rules": the data was merged
+--                     under the rules that follow, nothing was done
 -- ERRORS WRONGNODE    the data belongs to another node
 -- ERRORS WRONGFORMAT  the data has another format or partition count
--- ERRORS WRONGRULES   the data was merged under another strategy
 --
 -- @include floor
 -- @include keys
 -- @include node
 -- @include transaction
 local known = ARGV[2]
-local lost = { 'lost', '', '0', '{}', '', '', '', '0', '{}', '' }
+local lost = { 'lost', '', '0', '{}', '', '', '', '0', '{}', '', '' }
 local meta = redis.call('HMGET', keys.meta, 'node', 'format', 'partitions', 'rules')
 
 if not meta[1] then
@@ -40,7 +41,7 @@ elseif meta[1] ~= ARGV[3] then
 elseif meta[2] ~= ARGV[5] or meta[3] ~= ARGV[6] then
   return redis.error_reply('WRONGFORMAT ' .. meta[2] .. ' ' .. meta[3])
 elseif meta[4] ~= ARGV[7] then
-  return redis.error_reply('WRONGRULES ' .. meta[4])
+  return { 'rules', meta[4] or '' }
 end
 
 local self = node.read(known)
@@ -58,5 +59,5 @@ return {
   outcome, self.origin, number.text(self.clock), node.vector_json(self.vector),
   self.exposed and '1' or '', redis.call('HGET', keys.meta, 'behind') or '',
   redis.call('HGET', keys.meta, 'transfer') or '', number.text(trimmed), node.vector_json(timestamps),
-  redis.call('HGET', keys.meta, 'born') or self.origin,
+  redis.call('HGET', keys.meta, 'born') or self.origin, redis.call('HGET', keys.meta, 'joined') or '',
 }

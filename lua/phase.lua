@@ -3,7 +3,8 @@
 -- KEYS 1 meta     hash
 -- ARGV 1 known    highest timestamp this process knows to be stored
 -- ARGV 2 ended    "exposed": a peer has nothing that this node once had and lacks; "behind": this
---                 node has caught up, or its operator accepts the loss
+--                 node has caught up, or its operator accepts the loss; "joined": a change of the
+--                 rules is complete
 -- REPLY  outcome  "done" | "lost"
 -- FLAGS  allow-oom
 --

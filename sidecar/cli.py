@@ -154,10 +154,17 @@ def check_config(
     """Say what a configuration file means, and what `run` would refuse of it."""
     with _one_line():
         from sidecar.config import check_runnable, load
+        from sidecar.rules import custom_script, rules_of
 
         settings = load(file, node=node, environ=os.environ)
         for line in _meaning(settings):
             typer.echo(line)
+        custom = custom_script(settings)
+        if custom is not None:
+            from sidecar.store.trial import try_on_embedded
+
+            count = _run(try_on_embedded(custom, rules_of(settings, custom)))
+            typer.echo(f"custom script        {custom.file}: sound for {count} sets of siblings")
         for remark in settings.remarks():
             typer.echo(f"note: {remark}")
         try:
@@ -542,6 +549,9 @@ def _meaning(config: "Config") -> Iterator[str]:
     replication, topology, here = config.replication, config.topology, config.this_node
     yield f"strategy             {replication.strategy}"
     yield f"conflict resolution  {replication.conflict_resolution}"
+    for override in replication.conflict_overrides:
+        kind = "relation" if override.relation is not None else "resource type"
+        yield f"  {kind:<19}{override.relation or override.resource_type}: {override.strategy}"
     if replication.region_priorities:
         yield f"region priorities    {' < '.join(replication.region_priorities)}"
     for region in topology.regions:

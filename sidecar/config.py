@@ -17,7 +17,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from sidecar.core.conflict import ConflictResolutionStrategy
 from sidecar.core.topology import Problem, spell
 from sidecar.errors import Refused
 from sidecar.settings import (
@@ -72,7 +71,7 @@ def load(
     try:
         written = {} if path is None else _read(path)
         config = _validated(written, _from_environment(variables), variables)
-        settled = _settled(config, node, variables)
+        settled = _beside(path, _settled(config, node, variables))
         _refuse_clashes(settled)
     except Refused as refused:
         raise _naming(path, refused) from None
@@ -125,6 +124,15 @@ def _settled(config: Config, node: str | None, variables: Mapping[str, str]) -> 
     this = resolve_node(config, named, ENVIRON if from_environ else FILE)
     replication = config.replication.model_copy(update={"local_region": str(this.region)})
     return config.model_copy(update={"node": str(this.id), "replication": replication})
+
+
+def _beside(path: Path | None, config: Config) -> Config:
+    """The path of a script counts from the folder of the file, where there is one."""
+    script = config.replication.custom_script
+    if path is None or script is None:
+        return config
+    replication = config.replication.model_copy(update={"custom_script": path.parent / script})
+    return config.model_copy(update={"replication": replication})
 
 
 def _refuse_clashes(config: Config) -> None:
@@ -391,10 +399,5 @@ def check_runnable(config: Config) -> None:
 
 
 def _not_available(config: Config) -> Iterator[Problem]:
-    replication = config.replication
-    if replication.conflict_resolution is ConflictResolutionStrategy.CUSTOM:
-        yield Problem(("replication", "conflict_resolution"), "custom is")
-    if replication.conflict_overrides:
-        yield Problem(("replication", "conflict_overrides"), "overrides are")
     if config.database is not None:
         yield Problem(("database",), "a database behind the sidecar is")

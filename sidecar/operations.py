@@ -145,6 +145,7 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
     if status["transfer_in"]:
         transfer = status["transfer_in"]
         yield "state transfer", f"from {transfer['source']}, {_share(transfer)}"
+    yield from _new_rules(status["rules"])
     yield "members", ", ".join(status["members"])
     for node, health in status.get("health", {}).items():
         if health != "healthy":
@@ -158,6 +159,11 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
         if durable.get(origin) != timestamp:
             marks += f", durable {durable.get(origin, 0)}"
         yield "has", f"{origin} up to {timestamp}{marks}"
+
+
+def _new_rules(rules: JsonObject) -> Iterator[tuple[str, str]]:
+    if waits_for := rules["change_waits_for"]:
+        yield "new rules", f"{rules['fingerprint']}, wait for {', '.join(waits_for)}"
 
 
 def _primacy(status: JsonObject) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,6 @@ from sidecar.agent.ship import Retries, Shipping, Target
 from sidecar.agent.tail import Tail
 from sidecar.agent.trim import Trimming
 from sidecar.config import Config
-from sidecar.core.conflict import Rules
 from sidecar.core.residency import GLOBAL
 from sidecar.core.routing import carried, neighbours
 from sidecar.core.sender import Limits
@@ -36,6 +35,7 @@ from sidecar.metrics import Metrics
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.client import Dialler
 from sidecar.peer.server import Receiver
+from sidecar.rules import custom_script, rules_of
 from sidecar.store.opening import READERS, Check
 from sidecar.store.redis_store import PARTITIONS, RedisStore
 
@@ -50,13 +50,15 @@ def store_of(
 ) -> RedisStore:
     """The store of `config.this_node` at the Redis `url`, not yet opened.
 
-    name: of the partition. check: what must hold of the stored data before it opens.
+    name: of the partition. check: what must hold of the stored data before it opens. Raises
+    Refused("bad_script").
     """
+    custom = custom_script(config)
     return RedisStore(
         url,
         prefix=config.redis.prefix,
         node=config.this_node.id,
-        rules=rules_of(config),
+        rules=rules_of(config, custom),
         metrics=metrics,
         now_us=now_us,
         random_bits=random.SystemRandom().getrandbits,
@@ -66,6 +68,7 @@ def store_of(
         partition=name,
         readers=READERS if name == GLOBAL else FEW_READERS,
         check=check,
+        custom=custom,
     )
 
 
@@ -73,13 +76,6 @@ def _topology_of(config: Config, name: str) -> Topology:
     """The nodes of a partition, and who ships to whom among them."""
     regions = config.residency.sets.get(name)
     return config.topology if regions is None else config.topology.within(regions)
-
-
-def rules_of(config: Config) -> Rules:
-    """Who wins, for all nodes of the topology."""
-    regions = {str(n.id): str(n.region) for n in config.topology.nodes()}
-    replication = config.replication
-    return Rules.of(replication.conflict_resolution, replication.region_priorities, regions)
 
 
 class Partition:

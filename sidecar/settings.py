@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from sidecar.core.conflict import ConflictResolutionStrategy
+from sidecar.core.conflict import USES_PRIORITIES, ConflictResolutionStrategy
 from sidecar.core.relationship import check_relation, check_tenant, check_type
 from sidecar.core.residency import Residency
 from sidecar.core.tenants import Place, Tenants
@@ -512,7 +512,7 @@ def _sets(replication: Replication) -> Iterator[Problem]:
 def _idle_settings(config: Config) -> Iterator[Problem]:
     replication = config.replication
     known = _region_ids(replication)
-    uses_priorities = ConflictResolutionStrategy.SOURCE_PRIORITY in _strategies(replication)
+    uses_priorities = bool(USES_PRIORITIES & _strategies(replication))
     if replication.region_priorities and not uses_priorities:
         text = f"has no effect with conflict_resolution {replication.conflict_resolution}"
         yield Problem(("replication", "region_priorities"), text)

@@ -24,7 +24,7 @@ do
   -- revision: where the arriving transaction (or page) is in this node's feed; the ids of entries
   -- begin with it, so it must not be below that of any entry written before.
   -- winner: the sibling that readers see from now on; it may be a third one.
-  -- rules: of `strategy`. change: as in `tuples`.
+  -- rules: the ranking of this tuple. change: as in `tuples`.
   function conflicts.add(revision, now_us, tenant, change, stored, arrived, winner, rules)
     local who = winner == arrived and 'arrived' or winner == stored and 'stored' or text(winner)
     redis.call('XADD', keys.conflicts, 'MAXLEN', '~', most, next_id(revision),

@@ -8,7 +8,8 @@ do
   -- known: the highest timestamp that the calling process knows to be stored. Returns nil when
   -- the store has less: it lost data, and nothing may be written.
   function node.read(known)
-    local meta = redis.call('HMGET', keys.meta, 'origin', 'clock', 'exposed', 'behind', 'fenced')
+    local meta = redis.call('HMGET', keys.meta, 'origin', 'clock', 'exposed', 'behind', 'fenced',
+      'joined')
     if not meta[1] or not meta[2] or tonumber(meta[2]) < tonumber(known) then return nil end
     local vector = {}
     local flat = redis.call('HGETALL', keys.vector)
@@ -18,6 +19,8 @@ do
       behind = meta[4] and true or false,
       -- The region that is the primary instead; "" while writes are held for a promotion.
       fenced = meta[5],
+      -- The rules have changed, and other nodes may have settled conflicts by the old ones.
+      changing = meta[6] and true or false,
     }
   end
 

@@ -105,10 +105,15 @@ do
     return a.insert == b.insert and a.condition == b.condition and a.expires_at == b.expires_at
   end
 
-  -- The winner comes first.
+  -- The winner comes first. rules: the ranking for this tuple. Returns nil and a reason where a
+  -- custom script fails.
   local function ranked(siblings, rules)
-    local best = 1
-    for index = 2, #siblings do
+    local best, reason = 1, nil
+    if rules.choose and siblings[2] then
+      best, reason = rules.choose(siblings)
+      if not best then return nil, reason end
+    end
+    for index = 2, rules.wins and #siblings or 0 do
       if rules.wins(siblings[index], siblings[best]) then best = index end
     end
     siblings[1], siblings[best] = siblings[best], siblings[1]
@@ -119,8 +124,9 @@ do
   -- context: what it had overwritten, beside its own origin up to `previous`; extra: the same,
   -- for this tuple alone, or nil. reached: this node's vector once the transaction is applied;
   -- unreached: the part of context above it, or nil.
-  -- Returns the new state (nil: the contexts contradict each other), and its conflicts: the list of
-  -- the stored siblings that it stands beside and that differ, or nil when there is none.
+  -- Returns the new state (nil: the contexts contradict each other, or with a reason as the third
+  -- value: no winner could be chosen), and its conflicts: the list of the stored siblings that it
+  -- stands beside and that differ, or nil when there is none.
   function state.absorb(old, sibling, previous, context, extra, reached, unreached, rules, revision)
     if not old then
       local beyond = nil
@@ -146,7 +152,9 @@ do
     end
     if arrives then siblings[#siblings + 1] = sibling end
     if not siblings[1] then return nil end
-    siblings = ranked(siblings, rules)
+    local reason
+    siblings, reason = ranked(siblings, rules)
+    if not siblings then return nil, nil, reason end
     local beyond = nil
     if old.beyond or unreached or extra then
       beyond = state.above(state.above(old.beyond, unreached, reached), extra, reached)
@@ -175,7 +183,8 @@ do
 
   -- Two states of one tuple, either may be nil; the join of core/state.py. Contexts are lists of
   -- vectors. reached: a list of vectors, what leaves `beyond`. Returns the new state (nil: nothing
-  -- is left), and the pairs {stored, arrived} of siblings that stand beside each other and differ.
+  -- is left), and the pairs {stored, arrived} of siblings that stand beside each other and differ;
+  -- the third value is why no winner could be chosen.
   function state.join(mine, theirs, my_contexts, their_contexts, reached, rules, revision)
     local stored, arriving = mine and mine.siblings or {}, theirs and theirs.siblings or {}
     local siblings, conflicts = {}, {}
@@ -198,7 +207,9 @@ do
       siblings[#siblings + 1] = sibling
     end
     if not siblings[1] then return nil, conflicts end
-    siblings = ranked(siblings, rules)
+    local reason
+    siblings, reason = ranked(siblings, rules)
+    if not siblings then return nil, {}, reason end
     local beyond = state.above(mine and mine.beyond, theirs and theirs.beyond, {})
     for _, vector in ipairs(reached) do
       if beyond then beyond = state.above(beyond, nil, vector) end
@@ -229,14 +240,26 @@ do
       return state.join(left, theirs, seen, their_contexts, reached, rules, revision)
     end
     left.siblings = {}
-    local new = state.join(left, theirs, {}, their_contexts, reached, rules, revision)
+    local new, _, reason = state.join(left, theirs, {}, their_contexts, reached, rules, revision)
     local before, after = mine and mine.siblings[1], new and new.siblings[1]
     if before and after and same(before, after) and before.at == after.at
       and before.origin == after.origin
     then
       new.revision = mine.revision
     end
-    return new, {}
+    return new, {}, reason
+  end
+
+  -- A stored state under other rules: the winner may be another one. Returns nil and a reason where
+  -- none can be chosen.
+  function state.rerank(old, rules, revision)
+    local siblings, reason = ranked({ unpack(old.siblings) }, rules)
+    if not siblings then return nil, reason end
+    return {
+      siblings = siblings,
+      beyond = old.beyond,
+      revision = siblings[1] == old.siblings[1] and old.revision or revision,
+    }
   end
 
   -- What is left once every node has what is in `stable`; nil when the tuple goes.

@@ -189,6 +189,7 @@ async def _status_of(one: Partition) -> dict[str, object]:
             "stable": None if stability.vector is None else encode_vector(stability.vector),
             "held_by": stability.held_by,
         },
+        "rules": {"fingerprint": store.rules.fingerprint, "change_waits_for": _change(one)},
         "members": list(peers.rows.members),
         "removed": dict(peers.removed),
         "rows": {node: encode_vector(row) for node, row in peers.rows.known.items()},
@@ -201,6 +202,14 @@ async def _status_of(one: Partition) -> dict[str, object]:
         },
         "targets": {target.node: _told_of(shipping, target) for target in shipping.targets},
     }
+
+
+def _change(one: Partition) -> list[str] | None:
+    """The nodes whose states a change of the conflict rules waits for; None: there is none."""
+    joined = one.store.joined
+    if joined is None:
+        return None
+    return [node for node in one.peers.rows.members if node not in joined]
 
 
 async def _stored(store: RedisStore) -> dict[str, Any]:

@@ -76,6 +76,12 @@ class Digests:
             raise Unavailable(
                 "catching_up", f"{self._store.node} has not caught up, it is not compared"
             )
+        if self._store.joined is not None:
+            raise Unavailable(
+                "rules_change",
+                f"the conflict rules of {self._store.node} have changed, and it has not yet joined "
+                "what all others have stored; it is not compared until then",
+            )
 
     async def read(self, first: int, buckets: int = PIECE_BUCKETS) -> Piece:
         """Whole buckets from `first` on, at most so many. Raises Unavailable."""

@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 
 from sidecar.agent.peers import Peers, Replica
 from sidecar.core.relationship import BUCKETS
-from sidecar.core.session import AckOutcome, Party, acknowledge, greet, heartbeat, welcome
+from sidecar.core.session import (
+    AckOutcome,
+    Party,
+    acknowledge,
+    greet,
+    heartbeat,
+    joined_of,
+    welcome,
+)
 from sidecar.core.vector import Vector
 from sidecar.core.wire import decode_vector, encode_frame, encode_vector
 from sidecar.errors import Refused, Unavailable
@@ -30,7 +38,10 @@ class Intake:
 
 
 class Incoming:
-    """One session of another node. `greet` first; then frames in the order in which they come."""
+    """One session of another node. `greet` first; then frames in the order in which they come.
+
+    claimed: the node of the topology that it says to be.
+    """
 
     def __init__(
         self,
@@ -47,7 +58,8 @@ class Incoming:
         self._own_origin = ""
         self._born = ""
         self._start: Vector = {}
-        self.node = ""
+        self._source_joined: frozenset[str] | None = None
+        self.node = self.claimed = ""
         self.origin = ""
 
     def identify(self, head: Mapping[str, object]) -> str:
@@ -55,6 +67,7 @@ class Incoming:
         if isinstance(name := head.get("node"), str):
             # Also where it is no member any more: it should hear why.
             self._peers.refuse_removed(name, head)
+            self.claimed = name if name in self._regions else ""
         node, _ = greet(head, self._me, self._regions)
         decode_vector(head.get("vector"))
         return node
@@ -125,8 +138,10 @@ class Incoming:
         begun = json.loads(self._store.progress) if self._store.progress else {}
         if begun.get("source") == self.origin:
             following, self._start = int(begun["next"]), decode_vector(begun["start"])
+            self._source_joined = joined_of(begun)
         else:
             following, self._start = 0, decode_vector(head.get("start"))
+            self._source_joined = joined_of(head)
         log.info("state transfer begins", extra={"source": self.node, "from_bucket": following})
         return encode_frame(
             {
@@ -139,10 +154,12 @@ class Incoming:
 
     def _progress(self, following: int) -> str:
         # Sorted: the text is compared as a whole.
+        joined = self._source_joined
         progress = {
             "source": self.origin,
             "start": encode_vector(self._start),
             "next": following,
+            **({} if joined is None else {"joined": sorted(joined)}),
         }
         return json.dumps(progress, sort_keys=True)
 
@@ -160,7 +177,8 @@ class Incoming:
 
     async def _end_transfer(self, head: Mapping[str, object]) -> str | bytes:
         self._own_transfer()
-        if not await self._store.finish(self._start, self._progress(BUCKETS)):
+        joined = self._joined()
+        if not await self._store.finish(self._start, self._progress(BUCKETS), joined=joined):
             raise Unavailable("transfer_lost", "the transfer is not the one that was begun here")
         self._intake.owner = None
         log.info("state transfer ends", extra={"source": self.node})
@@ -170,8 +188,17 @@ class Incoming:
                 "transfer": head.get("transfer"),
                 "vector": encode_vector(self._store.vector),
                 "durable": encode_vector(self._store.durable),
+                **({} if joined is None else {"joined": sorted(joined)}),
             }
         )
+
+    def _joined(self) -> frozenset[str] | None:
+        """Whose states are joined here with the end of this transfer, if rules have changed."""
+        mine, theirs = self._store.joined, self._source_joined
+        if mine is not None:
+            return mine | (frozenset(self._peers.rows.members) if theirs is None else theirs)
+        # A new node has nothing but what this source has joined.
+        return theirs | {self._me.node} if theirs is not None and self._peers.is_new else None
 
     def _own_transfer(self) -> None:
         if self._intake.owner is not self:

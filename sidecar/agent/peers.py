@@ -57,7 +57,12 @@ class Replica(Protocol):
     async def merge(self, batch: bytes) -> Merged: ...
     async def states(self, first: int, buckets: int, tuples: int) -> States: ...
     async def absorb(self, page: bytes, way: Way, progress: str = "") -> Absorbed: ...
-    async def finish(self, start: Vector, progress: str) -> bool: ...
+    @property
+    def joined(self) -> frozenset[str] | None: ...
+    async def end_change(self) -> None: ...
+    async def finish(
+        self, start: Vector, progress: str, *, joined: frozenset[str] | None = None
+    ) -> bool: ...
     async def rows(self, nodes: Sequence[str]) -> dict[str, Vector]: ...
     async def store_rows(self, rows: Mapping[str, Vector]) -> None: ...
     async def collect(
@@ -165,7 +170,7 @@ class Peers:
     def here(self) -> Here:
         """What this node has, for a session."""
         one = self._store
-        return Here(one.vector, one.durable, one.floor, one.revision, self.is_in_doubt)
+        return Here(one.vector, one.durable, one.floor, one.revision, self.is_in_doubt, one.joined)
 
     @property
     def is_new(self) -> bool:
@@ -186,6 +191,8 @@ class Peers:
             "born": store.born,
             "removed": dict(self.removed),
         }
+        if store.joined is not None:
+            facts["joined"] = sorted(store.joined)
         if self._wall_us is not None:
             facts["wall"] = str(self._wall_us())
         if self._primacy is not None:
@@ -436,6 +443,8 @@ class Peers:
                 await self.begin(store.behind or None)
             elif store.phase is Phase.BEHIND and self._has_caught_up(since_us):
                 await store.end_phase()
+        if store.joined is not None and store.joined >= set(self.rows.members):
+            await store.end_change()
         if self._disagreeing() is None:
             self.rows.without({node for node in self.removed if node not in self.rows.members})
         changed = self.rows.believe(store.vector, store.durable)
@@ -486,7 +495,14 @@ class Peers:
 
     @property
     def stability(self) -> Stability:
-        """What every node has, and who holds it back."""
+        """What every node has, and who holds it back.
+
+        Nothing while the rules change: what others have settled by the old ones is not known here,
+        and to settle it by the new ones could leave no winner at all.
+        """
+        if (joined := self._store.joined) is not None:
+            waits_for = (node for node in self.rows.members if node not in joined)
+            return Stability(None, next(waits_for, None))
         if (other := self._disagreeing()) is not None:
             return Stability(None, other)
         return self.rows.stable(self._store.vector)

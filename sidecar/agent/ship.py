@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 CURSOR_S = 1.0
+PAUSE_S = 1.0
+"""So soon a target whose conflict rules differ is asked again."""
+UNLIKE_RULES = "rules_mismatch"
 PAGE_BUCKETS = 256
 PAGE_TUPLES = 2_000
 
@@ -152,6 +155,10 @@ class Shipping:
             async with self._dialler.dial(target.node, target.endpoint) as link:
                 await self._converse(target, sender, link)
         except (Unavailable, Refused) as failure:
+            if failure.code == UNLIKE_RULES:
+                self._pause(target, failure)
+                await asyncio.sleep(PAUSE_S)
+                return
             if not sender.has_shipped:
                 raise
             self._failed(target, failure)
@@ -255,6 +262,18 @@ class Shipping:
         target.buckets_sent = None
         target.is_connected = sender is not None
         self._metrics.connected(target.node, target.is_connected)
+
+    def _pause(self, target: Target, failure: SidecarError) -> None:
+        """The rules are being changed, node by node: nothing has failed, and nothing is lost."""
+        if failure.message != target.last_error:
+            log.warning(
+                "replication to a target pauses",
+                extra={"target": target.node, "reason": failure.message},
+            )
+        target.last_error, target.last_code = failure.message, failure.code
+        if target.is_unreachable:
+            target.is_unreachable = False
+            self._metrics.unreachable(target.node, False)
 
     def _failed(self, target: Target, failure: SidecarError) -> None:
         self._metrics.failed(target.node)

@@ -17,6 +17,7 @@ from sidecar.core.session import (
     AckOutcome,
     Party,
     heartbeat,
+    joined_of,
     outcome_of,
     quoted,
 )
@@ -108,6 +109,7 @@ class Here:
 
     floor: origin -> timestamp up to which its feed does not hold everything. revision: its newest.
     is_in_doubt: it differs from most of the others, so what it lacks must not count as deleted.
+    joined: nodes whose states are joined here since the rules changed; None: no change under way.
     """
 
     vector: Vector
@@ -115,6 +117,7 @@ class Here:
     floor: Vector
     revision: int
     is_in_doubt: bool = False
+    joined: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,7 @@ class Sender:
         self._lacking_older: set[str] = set()
         self._transfer: _Transfer | None = None
         self._transfer_after_us = 0
+        self._joined: frozenset[str] | None = None
         self.target_vector: Vector = {}
         self.position = 0
         self.cursor = 0
@@ -255,6 +259,7 @@ class Sender:
             case "ack" if self._is_established:
                 return self._on_ack(head, here, now_us)
             case "heartbeat" if self._is_established:
+                self._joined = joined_of(head)
                 self._learn(head)
                 return []
             case "ready" | "page_ack" | "done" | "busy" if self._is_established:
@@ -347,6 +352,7 @@ class Sender:
             ]
         self._is_established = True
         self._target_origin = str(head.get("origin"))
+        self._joined = joined_of(head)
         self._learn(head)
         self._go_back(here)
         reached = {o: t for o, t in self.target_vector.items() if o in here.vector}
@@ -486,7 +492,7 @@ class Sender:
             and self._carries(origin)
             for origin, timestamp in here.vector.items()
         )
-        if not is_needed:
+        if not is_needed and not self._has_settled(here):
             return []
         self._transfer = _Transfer(self._next_number, here.durable, here.revision, now_us)
         self._next_number += 1
@@ -494,8 +500,18 @@ class Sender:
             "type": "transfer",
             "transfer": self._transfer.number,
             "start": encode_vector(self._transfer.start),
+            **({} if here.joined is None else {"joined": sorted(here.joined)}),
         }
         return [Send(encode_frame(head))]
+
+    def _has_settled(self, here: Here) -> bool:
+        """Whether conflicts may be settled here of which the target does not know.
+
+        So it is after a change of the rules: what was settled by the old ones stands in no feed.
+        """
+        if self._joined is None:
+            return False
+        return here.joined is None or not here.joined <= self._joined
 
     def _on_transfer(self, head: Mapping[str, object], here: Here, now_us: int) -> list[Action]:
         transfer = self._transfer
@@ -515,6 +531,7 @@ class Sender:
                 transfer.following = _bucket(head.get("next"))
             case _:
                 self._transfer = None
+                self._joined = joined_of(head)
                 self._learn(head)
                 self._sent = pointwise_max(self._sent, self.target_vector)
                 self._seek(here, self.position)

@@ -140,6 +140,16 @@ def acknowledge(
     )
 
 
+def joined_of(head: Mapping[str, object]) -> frozenset[str] | None:
+    """Nodes whose states the other end has joined since its rules changed; None: all of them."""
+    if "joined" not in head:
+        return None
+    nodes = head["joined"]
+    if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes):
+        raise Refused("bad_frame", "joined is a list of node ids")
+    return frozenset(nodes)
+
+
 def outcome_of(word: object) -> AckOutcome:
     try:
         return AckOutcome(str(word))

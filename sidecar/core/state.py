@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sidecar.core.conflict import ConflictResolutionStrategy, Rules, Sibling
+from sidecar.core.conflict import Rules, Sibling
 from sidecar.core.relationship import Operation
 from sidecar.core.vector import Vector, Version, above, covers, order, pointwise_max
 
@@ -73,8 +73,7 @@ def absorb(  # noqa: PLR0917 — the six things that decide
         beside = [v for v, stored in remaining.items() if stored != sibling]
         siblings[version] = sibling
     best = rules.winner(siblings)
-    if rules.strategy is ConflictResolutionStrategy.LAST_WRITE_WINS:
-        # Losers may go at once: the order of versions extends causality.
+    if rules.drops_losers:
         siblings = {best: siblings[best]}
     reached = pointwise_max(vector, {version[1]: version[0]})
     beyond = above(pointwise_max(state.beyond, context), reached)
@@ -117,7 +116,7 @@ def join(
         (stored, arrived, Winner.REMOTE if arrived == best else Winner.LOCAL)
         for stored, arrived in beside
     ]
-    if rules.strategy is ConflictResolutionStrategy.LAST_WRITE_WINS:
+    if rules.drops_losers:
         siblings = {best: siblings[best]}
     return TupleState(siblings, pointwise_max(mine.beyond, theirs.beyond)), conflicts
 

@@ -65,7 +65,7 @@ class Receiver:
             with ungrouped():
                 await self._converse(session, socket)
         except SidecarError as failure:
-            await self.refuse(socket, session.node or remote, failure)
+            await self.refuse(socket, session.node or session.claimed or remote, failure)
         except ConnectionError:
             pass  # the other end has gone; it will come again
         finally:

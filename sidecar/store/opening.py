@@ -16,8 +16,9 @@ import tenacity
 from sidecar.core.clock import RANDOM_BITS, incarnation
 from sidecar.core.conflict import Rules
 from sidecar.core.digest import mix
+from sidecar.core.script import CustomScript
 from sidecar.core.vector import Vector, is_covered, newest_origins, pointwise_max
-from sidecar.core.wire import decode_body, encode_vector
+from sidecar.core.wire import bucket_of_name, decode_body, encode_vector, hash_of
 from sidecar.errors import Broken, Refused, Unavailable
 from sidecar.metrics import Metrics
 from sidecar.store import scripts
@@ -26,11 +27,14 @@ from sidecar.store.group_commit import COMMITTERS
 from sidecar.store.keys import PARTITION, Keys
 from sidecar.store.link import Link, ScriptError, pool_of
 from sidecar.store.memory import Memory, memory_of
+from sidecar.store.trial import try_script
 
 log = logging.getLogger(__name__)
 
 STORE_FORMAT = 1
 PARTITIONS = 1
+RERANK_COUNT = 200
+"""Tuples per call, so that Redis never blocks for long."""
 READERS = 8
 PING_S = 1.0
 SYNC_PAUSE_S = 0.1
@@ -64,11 +68,13 @@ class OpenStore:
         partition: str = PARTITION,
         readers: int = READERS,
         check: Check | None = None,
+        custom: CustomScript | None = None,
     ) -> None:
         self.node = node
         self.keys = Keys(prefix, partition)
         self._check = check
         self._rules, self._metrics = rules, metrics
+        self._custom, self._is_tried = custom, custom is None
         self._now_us, self._random_bits = now_us, random_bits
         self._has_peers = has_peers
         self._pool, self._timeout_s = pool_of(url, timeout_s), timeout_s
@@ -105,6 +111,7 @@ class OpenStore:
         self._progress = ""
         self._behind: Vector = {}
         self._born = ""
+        self._joined: frozenset[str] | None = None
         self._refused: Unavailable | None = None
         self._refused_writes: Unavailable | None = None
         self._fence: Callable[[], Unavailable | None] = lambda: None
@@ -249,6 +256,11 @@ class OpenStore:
         """How far an incoming state transfer has come; "" when there is none."""
         return self._progress
 
+    @property
+    def joined(self) -> frozenset[str] | None:
+        """Nodes whose states are joined here since the rules changed; None: no change under way."""
+        return self._joined
+
     async def opened(self) -> None:
         """Wait until the store is open."""
         await self._opened.wait()
@@ -312,11 +324,12 @@ class OpenStore:
                 "would lose tuples; set maxmemory-policy noeviction",
             )
         self._run_id = await self._info("server", "run_id")
+        await self._try_custom()
         for name in scripts.names():
-            await self._control.call("SCRIPT", "LOAD", scripts.script(name).text)
+            await self._control.call("SCRIPT", "LOAD", self._script(name).text)
         sample = (2**40 - 2, 2**52 + 12_345, "node-1.abcdefgh0123")
         outcome, wrong = await self._control.run(
-            scripts.script("check"), self.keys.meta, *sample, mix(*sample)
+            self._script("check"), self.keys.meta, *sample, mix(*sample)
         )
         if outcome != b"ok":
             raise Refused("wrong_redis", f"redis.url: this Redis does not fit: {wrong.decode()}")
@@ -327,6 +340,9 @@ class OpenStore:
         reply = await self._run_open(is_proven=remembers or not self._has_peers)
         if self._check is not None:
             await self._check(self._control, self.keys)
+        if reply[0] == b"rules":
+            await self._change_rules(reply[1].decode())
+            reply = await self._run_open(is_proven=remembers or not self._has_peers)
         if reply[0] == b"lost":
             await self._begin_after_loss()
             return
@@ -334,10 +350,20 @@ class OpenStore:
         if self._phase in (Phase.EXPOSED, Phase.SERVING):
             await self._write_again()
 
+    def _script(self, name: str) -> scripts.Script:
+        return scripts.script(name, self._custom)
+
+    async def _try_custom(self) -> None:
+        """Ask the custom script, once, what it says of generated siblings. Raises Refused."""
+        if self._custom is not None and not self._is_tried:
+            count = await try_script(self._control, self.keys.meta, self._custom, self._rules)
+            self._is_tried = True
+            log.info("custom script tried", extra={"file": self._custom.file, "sets": count})
+
     async def _run_open(self, is_proven: bool) -> list[bytes]:
         try:
             reply: list[bytes] = await self._control.run(
-                scripts.script("open"),
+                self._script("open"),
                 self.keys.meta,
                 *(self._now_us(), self._clock, self.node, self._new_incarnation()),
                 *(STORE_FORMAT, PARTITIONS, self._rules.fingerprint, self._run_id),
@@ -348,8 +374,10 @@ class OpenStore:
         return reply
 
     def _take_opened(self, reply: Sequence[bytes]) -> None:
-        outcome, origin, clock, vector, exposed, behind, progress, trimmed, floor, born = reply
+        outcome, origin, clock, vector, exposed, behind, progress, trimmed, floor, *rest = reply
+        born, joined = rest
         self._born = born.decode()
+        self._joined = frozenset(json.loads(joined)) if joined else None
         self._behind = _vector(behind) if behind else {}
         self._progress = progress.decode()
         self._floor, self._trimmed = _vector(floor), int(trimmed)
@@ -367,6 +395,47 @@ class OpenStore:
         if not self._durable:
             # What was there when this process came is as durable as it will be.
             self._durable = self._vector
+
+    async def _change_rules(self, before: str) -> None:
+        """Choose winners anew, before anything is served. A crash in between begins it anew."""
+        changed, after = 0, 0
+        while names := await self._control.call(
+            "ZRANGE", self.keys.unsettled, after, after + RERANK_COUNT - 1
+        ):
+            changed += await self._rerank([name.decode() for name in names], "")
+            after += len(names)
+        changed += await self._rerank([], self._rules.fingerprint)
+        log.warning(
+            "the conflict rules have changed: winners were chosen anew",
+            extra={"before": before, "now": self._rules.fingerprint, "changed": changed},
+        )
+
+    async def _rerank(self, names: Sequence[str], fingerprint: str) -> int:
+        """How many of these tuples show something else now."""
+        rows = [[n, bucket_of_name(n), hash_of(*n.split("#", 1))] for n in names]
+        outcome, changed, *failed = await self._control.run(
+            self._script("rerank"),
+            self.keys.meta,
+            *(self._now_us(), self._rules.to_json(), json.dumps(rows), fingerprint),
+        )
+        if outcome == b"undecided":
+            name, reason = (part.decode() for part in failed)
+            raise Refused(
+                "custom_script_failed",
+                f"replication.custom_script: no winner can be chosen for {name}: {reason}; set the "
+                "strategy back or mend the script",
+            )
+        return int(changed)
+
+    async def end_change(self) -> None:
+        """The states of all nodes have been joined since the rules changed."""
+        (outcome,) = await self._control.run(
+            self._script("phase"), self.keys.meta, self._clock, "joined"
+        )
+        if outcome == b"lost":
+            raise self._lost()
+        self._joined = None
+        log.info("the change of the conflict rules is complete on this node")
 
     def _new_incarnation(self, known: Collection[str] = ()) -> str:
         now_ms = self._now_us() // 1000
@@ -396,13 +465,6 @@ class OpenStore:
                     "wrong_store",
                     f"redis.url: this data has format and partition count {error.text}; this "
                     f"release reads {STORE_FORMAT} {PARTITIONS}",
-                )
-            case "WRONGRULES":
-                return Refused(
-                    "wrong_store",
-                    f"replication.conflict_resolution: this data was merged under {error.text}, "
-                    f"the configuration says {self._rules.fingerprint}; set it back, changing the "
-                    "strategy of stored data is not built yet",
                 )
             case _:
                 raise Broken(str(error))
@@ -436,7 +498,7 @@ class OpenStore:
         """
         before = self._origin
         outcome, origin, clock, vector, aside, born = await self._control.run(
-            scripts.script("begin"),
+            self._script("begin"),
             self.keys.meta,
             *(self._now_us(), self.node, self._new_incarnation([*known, *(behind or {})])),
             *(STORE_FORMAT, PARTITIONS, self._rules.fingerprint, self._run_id),
@@ -489,7 +551,7 @@ class OpenStore:
         if self._phase not in (Phase.EXPOSED, Phase.BEHIND):
             return
         (outcome,) = await self._control.run(
-            scripts.script("phase"), self.keys.meta, self._clock, self._phase.value
+            self._script("phase"), self.keys.meta, self._clock, self._phase.value
         )
         if outcome == b"lost":
             raise self._lost()
@@ -502,7 +564,7 @@ class OpenStore:
     async def end_exposure(self) -> None:
         """A peer has told what this node once had: what it wrote until now stays written."""
         (outcome,) = await self._control.run(
-            scripts.script("phase"), self.keys.meta, self._clock, Phase.EXPOSED.value
+            self._script("phase"), self.keys.meta, self._clock, Phase.EXPOSED.value
         )
         if outcome == b"lost":
             raise self._lost()
@@ -516,7 +578,7 @@ class OpenStore:
             # Not a tenant's name: no application has such a key.
             key = f".aside/{named['origin']}/{named['timestamp']}"
             reply = await self._control.run(
-                scripts.script("write"),
+                self._script("write"),
                 self.keys.meta,
                 *(self._now_us(), self._clock),
                 *(decode_body(text), json.dumps({"key": key, "hash": "aside", "again": "1"})),
@@ -547,6 +609,10 @@ class OpenStore:
         while True:
             await self._grown.wait()
             self._grown.clear()
+            if self._is_synced_always:
+                # What is known to be stored is durable; somebody may have read more than that.
+                self._has_synced.set()
+                self._has_synced.clear()
             if self._is_synced_always or not self.is_open:
                 continue
             with contextlib.suppress(Unavailable):
@@ -576,7 +642,8 @@ class OpenStore:
     async def wait_durable(self, vector: Vector) -> None:
         """Wait until no crash can take away what is in `vector`."""
         while not is_covered(vector, self.durable):
-            self._grown.set()
+            if not self._is_synced_always:
+                self._grown.set()
             await self._has_synced.wait()
 
     # -- connections ----------------------------------------------------------------------------
@@ -599,7 +666,7 @@ class OpenStore:
         if not self._opened.is_set():
             raise self._closed_because
         try:
-            reply = await link.run(scripts.script(script), self.keys.meta, *args)
+            reply = await link.run(self._script(script), self.keys.meta, *args)
         except Unavailable as unavailable:
             await self._broke(link, unavailable)
             raise

@@ -15,6 +15,7 @@ from sidecar.core.conflict import Rules
 from sidecar.core.epoch import Epoch, decode_epoch
 from sidecar.core.membership import Removed
 from sidecar.core.relationship import Change, Operation, Relationship
+from sidecar.core.script import CustomScript
 from sidecar.core.vector import Vector, is_covered, pointwise_max
 from sidecar.core.wire import bucket_of_name, encode_vector, hash_of
 from sidecar.endings import end
@@ -81,6 +82,7 @@ class RedisStore(OpenStore):
         partition: str = PARTITION,
         readers: int = READERS,
         check: Check | None = None,
+        custom: CustomScript | None = None,
     ) -> None:
         super().__init__(
             url,
@@ -95,6 +97,7 @@ class RedisStore(OpenStore):
             partition=partition,
             readers=readers,
             check=check,
+            custom=custom,
         )
         self._skew_us = max_clock_skew_ms * 1000
         self._group_commit = GroupCommit(self._commit, metrics.wrote)
@@ -382,7 +385,8 @@ class RedisStore(OpenStore):
         """Take in a page, a line per bucket (`encode_bucket`). May be repeated.
 
         progress: kept as the progress of the transfer. Raises Refused("bad_page"), and
-        Unavailable("store_lost_writes") when the page has writes of this node that are not here.
+        Unavailable("store_lost_writes") when the page has writes of this node that are not here,
+        Unavailable("custom_script_failed") when no winner can be chosen; nothing is written then.
         """
         hashes: dict[str, int] = {}
         while True:
@@ -396,6 +400,11 @@ class RedisStore(OpenStore):
             except ScriptError as error:
                 raise Refused("bad_page", error.text) from error
             outcome, clock, vector, here, there, appeared, disappeared, *names = reply
+            if outcome == b"undecided":
+                raise Unavailable(
+                    "custom_script_failed",
+                    f"a page is not taken in, the custom script fails: {names[0].decode()}",
+                )
             if outcome != b"need":
                 break
             # Tuples that only this node holds: the script cannot compute their hashes.
@@ -411,20 +420,34 @@ class RedisStore(OpenStore):
         self,
         start: Vector,
         progress: str,
+        *,
+        joined: frozenset[str] | None = None,
     ) -> bool:
-        """The end of a transfer that began at `start`; False when it was not under way."""
-        outcome, *_ = await self._finish(start, progress)
-        self._progress = "" if progress and outcome == b"finished" else self._progress
-        return bool(outcome == b"finished")
+        """The end of a transfer that began at `start`; False when it was not under way.
+
+        joined: what is joined here since the rules changed, the source's state among it.
+        """
+        outcome, *_ = await self._finish(start, progress, joined=joined)
+        if outcome != b"finished":
+            return False
+        self._progress = "" if progress else self._progress
+        self._joined = joined if joined is not None else self._joined
+        return True
 
     async def _finish(
-        self, start: Vector, progress: str, ended: Vector | None = None, is_whole: bool = False
+        self,
+        start: Vector,
+        progress: str,
+        ended: Vector | None = None,
+        is_whole: bool = False,
+        joined: frozenset[str] | None = None,
     ) -> list[bytes]:
+        nodes = json.dumps(sorted(joined)) if joined is not None else ""
         reply: list[bytes] = await self._ask(
             self._merger,
             "finish",
             *(self._clock, json.dumps(encode_vector(start)), progress),
-            *(json.dumps(encode_vector(ended or {})), "1" if is_whole else ""),
+            *(json.dumps(encode_vector(ended or {})), "1" if is_whole else "", nodes),
         )
         outcome, vector, floor, *_ = reply
         if outcome == b"finished":

@@ -5,6 +5,9 @@ their needs, become one text. The hash of that text is the version of the script
 
 A script that must run above `maxmemory` says `-- FLAGS  allow-oom` in its header; the server is
 told in a first line, `#!lua flags=allow-oom`.
+
+The custom script of a deployment is part of the text of those that choose winners, behind the
+library `custom`: it is compiled with them, and their hashes change with it.
 """
 
 import re
@@ -13,6 +16,8 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
 from pathlib import Path
+
+from sidecar.core.script import CustomScript
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
 _FLAGS = re.compile(r"^-- FLAGS +([a-z,-]+)$", re.MULTILINE)
@@ -53,7 +58,7 @@ def folder() -> Path:
 
 
 @cache
-def script(name: str) -> Script:
+def script(name: str, custom: CustomScript | None = None) -> Script:
     """The script `lua/<name>.lua`, composed. Raises FileNotFoundError for an unknown name."""
     own = folder() / f"{name}.lua"
     flags = _FLAGS.search(own.read_text(encoding="utf-8"))
@@ -62,6 +67,14 @@ def script(name: str) -> Script:
     for file in _in_order(own, seen=set()):
         sources.append((len(lines) + 1, f"lua/{file.relative_to(folder()).as_posix()}"))
         lines += file.read_text(encoding="utf-8").splitlines()
+        if custom is not None and file.name == "custom.lua":
+            file_name = re.sub(r"[^\w./ -]", "?", custom.file, flags=re.ASCII)
+            lines.append("custom.given = custom.load(function()")
+            first = len(lines)
+            sources.append((first + 1, file_name))
+            # Not splitlines: it knows more ends of a line than Lua does.
+            lines += custom.text.split("\n")
+            lines.append(f"end) custom.file, custom.line = '{file_name}', {first}")
     text = "\n".join(lines) + "\n"
     return Script(name, text, sha1(text.encode()).hexdigest(), tuple(sources))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.relationship import Change, Identity, Operation
+from sidecar.core.script import CustomScript
 from sidecar.core.vector import above
 from tests.lua.replicas import LuaNode, SpecNode, change_of
 from tests.model import replication_model as model
@@ -33,26 +34,35 @@ class Trio:
 
 
 def run_history(
-    server: Any, seed: int, strategy: ConflictResolutionStrategy, steps: int = 60
+    server: Any,
+    seed: int,
+    strategy: ConflictResolutionStrategy,
+    steps: int = 60,
+    *,
+    given: tuple[Rules, CustomScript | None] | None = None,
 ) -> None:
     """One history of `steps` steps and the delivery of everything at its end.
 
     Even seeds write single changes, so that the model can follow; odd ones write transactions of
-    up to three. Raises AssertionError with the seed when anything differs.
+    up to three. Raises AssertionError with the seed when anything differs. given: rules that the
+    model does not know, and the script that stands in them.
     """
     rnd = random.Random(seed)
     names = rnd.sample(NAMES, rnd.choice([2, 3, 4]))
     priority = dict(zip(rnd.sample(names, len(names)), range(len(names)), strict=True))
     rules = Rules(strategy, priority if strategy == "source_priority" else {})
-    with_model = seed % 2 == 0
+    custom = None
+    if given is not None:
+        rules, custom = given
+    with_model = seed % 2 == 0 and given is None
     now = 1_000_000
     nodes = {}
     for name in names:
         skew = rnd.choice([0, 0, -50, 50])
         trio = Trio(
             SpecNode(name, rules),
-            LuaNode(server, name, rules, prefix=f"h{seed}"),
-            model.Node(name, names, strategy.value, priority, skew),  # type: ignore[no-untyped-call]
+            LuaNode(server, name, rules, f"h{seed}", custom),
+            model.Node(name, names, strategy.value if with_model else "lww", priority, skew),  # type: ignore[no-untyped-call]
             skew,
         )
         trio.spec.open(now + skew)
@@ -136,5 +146,5 @@ def _compare_with_model(trio: Trio, key: Identity, rules: Rules, where: str) -> 
 def _compare_nodes(tuples: list[dict[Identity, Any]], rules: Rules, seed: int) -> None:
     """Everything was delivered: all nodes show the same."""
     for key in KEYS:
-        shown = {rules.winner(t[key].siblings) for t in tuples if key in t}
+        shown = {rules.at(*key[1:3]).winner(t[key].siblings) for t in tuples if key in t}
         assert len(shown) <= 1, f"{rules.strategy.value}, seed {seed}: {key} differs: {shown}"

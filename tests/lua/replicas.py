@@ -21,6 +21,7 @@ from sidecar.core.relationship import (
     bucket_of,
     tuple_hash,
 )
+from sidecar.core.script import CustomScript
 from sidecar.core.state import TupleState, Winner, absorb, write
 from sidecar.core.vector import Vector, Version, above, order, pointwise_max
 from sidecar.core.wire import encode_body
@@ -134,16 +135,17 @@ class SpecNode:
     def _absorb(self, tx: Tx, change: Change, own: Vector, now_us: int) -> None:
         identity = change.relationship.identity
         old, arrived = self.tuples.get(identity, TupleState()), (tx.timestamp, tx.origin)
+        rules = self.rules.at(identity[1], identity[2])
         self.tuples[identity], conflicts = absorb(
             old,
             arrived,
             sibling_of(change),
             pointwise_max(tx.context, own),
             self.vector,
-            self.rules,
+            rules,
         )
         known = {**old.siblings, arrived: sibling_of(change)}
-        best = self.rules.winner(self.tuples[identity].siblings)
+        best = rules.winner(self.tuples[identity].siblings)
         for stored, whose in conflicts:
             self.conflicts[whose] += 1
             self.conflict_log.append(
@@ -155,7 +157,7 @@ class SpecNode:
                     arrived=Versioned(arrived, known[arrived]),
                     winner=Versioned(best, known[best]),
                     resolved=whose,
-                    strategy=self.rules.strategy,
+                    strategy=rules.strategy,
                 )
             )
 
@@ -171,8 +173,15 @@ class SpecNode:
 class LuaNode:
     """A node that decides with the scripts, on any server that runs them."""
 
-    def __init__(self, server: Any, name: str, rules: Rules, prefix: str) -> None:
-        self.name, self.rules = name, rules
+    def __init__(
+        self,
+        server: Any,
+        name: str,
+        rules: Rules,
+        prefix: str,
+        custom: CustomScript | None = None,
+    ) -> None:
+        self.name, self.rules, self._custom = name, rules, custom
         self._server, self._keys = server, Keys(f"{prefix}{name}")
         self._known = 0
         self._won_here = self._won_there = 0
@@ -183,7 +192,7 @@ class LuaNode:
         return f"{self.name}.1"
 
     def run(self, name: str, *args: object) -> list[bytes]:
-        one = script(name)
+        one = script(name, self._custom)
         if isinstance(self._server, fakeredis.FakeRedis):
             one = one.without_flags()
         # Loaded once for each server; EVAL by text is the slow way and needs no loading.
@@ -268,7 +277,7 @@ class LuaNode:
         tuples = self.tuples()
         visible: dict[Identity, Version] = {}
         for identity, state in tuples.items():
-            best = self.rules.winner(state.siblings)
+            best = self.rules.at(identity[1], identity[2]).winner(state.siblings)
             if state.siblings[best].operation is Operation.INSERT:
                 visible[identity] = best
         self._check_digests(visible)

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from sidecar.core.conflict import ConflictResolutionStrategy
+from tests import twins
 from tests.lua.histories import STRATEGIES, run_history
 from tests.servers import RealValkey
 
@@ -53,6 +54,15 @@ def test_random_histories_on_a_real_server(real: Any, strategy: ConflictResoluti
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_random_histories_on_fakeredis(strategy: ConflictResolutionStrategy) -> None:
     on_fake(strategy, ON_FAKE)
+
+
+@pytest.mark.parametrize("kind", ["real", "fake"])
+def test_overrides_and_a_custom_script_agree_with_their_twins(kind: str, real: Any) -> None:
+    rules = twins.mixed()
+    first = first_seed()
+    for seed in range(first, first + (60 if kind == "real" else 10)):
+        server = real if kind == "real" else fakeredis.FakeRedis()
+        run_history(server, seed, rules.strategy, given=(rules, twins.MAJORITY))
 
 
 @pytest.mark.soak

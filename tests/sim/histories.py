@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sidecar.core.conflict import ConflictResolutionStrategy
+from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.relationship import Operation
 from sidecar.store.calls import Phase
 from tests.sim.memory_store import Disk
@@ -35,9 +35,16 @@ class Told:
 class History(World):
     """One seed, played from beginning to end."""
 
-    def __init__(self, seed: int, strategy: ConflictResolutionStrategy, shape: str) -> None:
+    def __init__(
+        self,
+        seed: int,
+        strategy: ConflictResolutionStrategy,
+        shape: str,
+        rules: Rules | None = None,
+    ) -> None:
         dice = f"{seed} {strategy.value} {shape}"
-        super().__init__(dice, strategy, random_graph(random.Random(f"graph {dice}"), shape))
+        graph = random_graph(random.Random(f"graph {dice}"), shape)
+        super().__init__(dice, strategy, graph, rules=rules)
         self._restored = ""
         # Sometimes one of three or more nodes comes when the others have long begun.
         is_late = len(self.names) > 2 and self.rnd.random() < 0.2
@@ -55,9 +62,13 @@ class History(World):
         while not self.is_over:
             self.run_for(500 * MS)
         self.note("healed")
+        self._before_healing()
         self.heal()
         self.settle()
         return Told(self.events, self.faults, self.happened)
+
+    def _before_healing(self) -> None:
+        """What an operator brings to an end before all is well again."""
 
     @property
     def is_over(self) -> bool:

@@ -86,6 +86,8 @@ class Disk:
     born: str = ""
     members: tuple[str, ...] = ()
     removed: Mapping[str, str] = field(default_factory=dict)
+    rules: str = ""
+    joined: frozenset[str] | None = None
     aside: list[Aside] = field(default_factory=list)
     feed: list[FeedEntry] = field(default_factory=list)
     seen: dict[Identity, frozenset[Version]] = field(default_factory=dict)
@@ -162,6 +164,8 @@ class MemoryStore:
     def reopen(self) -> None:
         """The same process opens it, after the server was away."""
         disk = self.disk
+        if disk.origin and disk.rules != self.rules.fingerprint:
+            self._change_rules()
         if not disk.origin and not self._known:
             self._begin_at(self._now_us())
             disk.run_id = self.server
@@ -182,6 +186,23 @@ class MemoryStore:
         self.is_open = True
         if self._phase in (Phase.SERVING, Phase.EXPOSED):
             self._write_again()
+
+    def _change_rules(self) -> None:
+        """Winners are looked up here, none is stored; the rest is what the real one does."""
+        disk = self.disk
+        disk.rules, disk.joined, disk.progress = self.rules.fingerprint, frozenset({self.node}), ""
+        disk.floor.update(disk.vector)
+        self.happened["rules changed"] += 1
+
+    @property
+    def joined(self) -> frozenset[str] | None:
+        """Nodes whose states are joined here since the rules changed; None: no change under way."""
+        return self.disk.joined
+
+    async def end_change(self) -> None:
+        """The states of all nodes have been joined."""
+        self.disk.joined = None
+        self.happened["changes completed"] += 1
 
     def _begin_after_loss(self) -> None:
         claimed = dict(self.durable)
@@ -291,7 +312,7 @@ class MemoryStore:
     def _begin_at(self, at: int, known: Sequence[str] = ()) -> None:
         disk = self.disk
         disk.origin, disk.clock = f"{self.node}.{self._new_incarnation(known)}", at
-        disk.born = disk.born or disk.origin
+        disk.born, disk.rules = disk.born or disk.origin, self.rules.fingerprint
         disk.vector[disk.origin] = at
         self._append(FeedEntry(at, disk.origin, at, 0, b""), 0, {}, {}, "default", [])
         self.happened["incarnations"] += 1
@@ -382,6 +403,10 @@ class MemoryStore:
         self._append(entry, previous, context, extra, tenant, rows)
         return version
 
+    def _rules_of(self, identity: Identity) -> Rules:
+        keeps_losers = self.disk.joined is not None
+        return self.rules.at(identity[1], identity[2], keeps_losers=keeps_losers)
+
     def _page_of(self, identity: Identity) -> Vector:
         """What was taken over with a page of the tuple's bucket."""
         return self.disk.beyond.get(bucket_of(identity[0], identity[1]), {})
@@ -466,7 +491,7 @@ class MemoryStore:
                 sibling_of(change),
                 pointwise_max(context, extra),
                 disk.vector,
-                self.rules,
+                self._rules_of(identity),
             )
             self._count(whose for _, whose in conflicts)
 
@@ -483,7 +508,7 @@ class MemoryStore:
         last = min(first + buckets, relationship.BUCKETS)
         by_bucket: dict[int, list[tuple[str, str, str]]] = {}
         for identity, state in disk.tuples.items():
-            row = (*names_of(identity), encode_state(state, self.rules))
+            row = (*names_of(identity), encode_state(state, self._rules_of(identity)))
             by_bucket.setdefault(bucket_of(identity[0], identity[1]), []).append(row)
         number = first
         while number < last and count < tuples:
@@ -528,6 +553,7 @@ class MemoryStore:
         for identity in theirs.keys() | mine.keys():
             before = self.visible(identity)
             new = self._joined(
+                identity,
                 mine.get(identity, TupleState()),
                 theirs.get(identity, TupleState()),
                 pointwise_max(disk.vector, taken),
@@ -557,8 +583,14 @@ class MemoryStore:
             theirs = {(int(at), origin) for at, origin in versions}
             self.disk.seen[identity] = self.disk.seen.get(identity, frozenset()) | theirs
 
-    def _joined(
-        self, mine: TupleState, theirs: TupleState, reached: Vector, vector: Vector, way: Way
+    def _joined(  # noqa: PLR0917 — a tuple, its two states, and what they are judged by
+        self,
+        identity: Identity,
+        mine: TupleState,
+        theirs: TupleState,
+        reached: Vector,
+        vector: Vector,
+        way: Way,
     ) -> TupleState | None:
         their_context = pointwise_max(vector, theirs.beyond)
         my_context = pointwise_max(reached, mine.beyond)
@@ -572,13 +604,16 @@ class MemoryStore:
             mine = TupleState(held, mine.beyond)
             if all(covers(their_context, v) for v in held):
                 mine, my_context = TupleState({}, mine.beyond), {}
-        state, conflicts = join(mine, theirs, my_context, their_context, self.rules)
+        rules = self._rules_of(identity)
+        state, conflicts = join(mine, theirs, my_context, their_context, rules)
         self._count(whose for *_, whose in conflicts)
         if state is None:
             return None
         return TupleState(state.siblings, above(state.beyond, pointwise_max(reached, vector)))
 
-    async def finish(self, start: Vector, progress: str) -> bool:
+    async def finish(
+        self, start: Vector, progress: str, *, joined: frozenset[str] | None = None
+    ) -> bool:
         """The end of a transfer; see `RedisStore.finish`."""
         disk = self.disk
         if progress:
@@ -587,7 +622,7 @@ class MemoryStore:
             for origin, at in start.items():
                 if at > disk.vector.get(origin, 0):
                     disk.vector[origin] = disk.floor[origin] = at
-            disk.progress = ""
+            disk.progress, disk.joined = "", disk.joined if joined is None else joined
             self.happened["transfers"] += 1
         await self.let_go({})
         return True
@@ -653,7 +688,7 @@ class MemoryStore:
             beyond = {o: min(t, ended.get(o, t)) for o, t in state.beyond.items()}
             beyond = {o: t for o, t in beyond.items() if not self._is_gone(o)}
             trimmed = TupleState(state.siblings, above(beyond, disk.vector))
-            new = collect(trimmed, stable, self.rules)
+            new = collect(trimmed, stable, self._rules_of(identity))
             if new is None:
                 del disk.tuples[identity]
             elif new.is_settled or (state.beyond and not new.beyond):
@@ -693,5 +728,5 @@ class MemoryStore:
         state = self.disk.tuples.get(identity)
         if state is None:
             return None
-        best = self.rules.winner(state.siblings)
+        best = self._rules_of(identity).winner(state.siblings)
         return best if state.siblings[best].operation is Operation.INSERT else None

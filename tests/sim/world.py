@@ -10,7 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from sidecar.agent import incoming as incoming_module
@@ -139,6 +139,11 @@ class SimNode:
         for target in self.world.graph[self.name]:
             self.world.at(self.world.rnd.randint(0, 50 * MS), lambda t=target: self._dial(t, life))  # type: ignore[misc]
 
+    def configure(self, rules: Rules) -> None:
+        """From the next start on it decides by these rules."""
+        self.store.rules = rules
+        self.party = replace(self.party, rules=rules.fingerprint)
+
     def stop(self) -> None:
         """The process ends, as kill -9 ends it."""
         self.is_up = False
@@ -179,15 +184,16 @@ class World:
         graph: Graph,
         *,
         is_calm: bool = False,
+        rules: Rules | None = None,
     ) -> None:
-        """is_calm: links lose and repeat nothing, and are all alike."""
+        """is_calm: links lose and repeat nothing, all alike. rules: more than a strategy."""
         self.rnd = random.Random(str(seed))
         self.graph = graph
         self.names = sorted(graph)
         order = self.rnd.sample(self.names, len(self.names))
         uses_priority = strategy is ConflictResolutionStrategy.SOURCE_PRIORITY
         priority = {name: order.index(name) for name in self.names}
-        self.rules = Rules(strategy, priority if uses_priority else {})
+        self.rules = rules or Rules(strategy, priority if uses_priority else {})
         self.oracle = Oracle(self.rules)
         self.happened: Counter[str] = Counter()
         self.now_us = 0

@@ -274,3 +274,14 @@ async def test_a_smaller_limit_on_the_way_loses_nothing(open_node: OpenNode) -> 
         longest = max(longest, len(page.relationships))
     assert sorted(found) == sorted(there)
     assert longest <= 64
+
+
+async def test_a_page_may_be_read_before_the_answer_to_its_last_write(open_node: OpenNode) -> None:
+    """What was read and is not known to be stored yet is durable once the answer has come."""
+    us = await open_node("us1")
+    await us.write("+doc:1 viewer user:a")
+    ahead = {us.store.origin: us.store.vector[us.store.origin] + 1_000}
+    waiting = asyncio.create_task(us.store.wait_durable(ahead))
+    us.clock.pass_s(1)
+    await us.write("+doc:2 viewer user:a")
+    await asyncio.wait_for(waiting, 5)

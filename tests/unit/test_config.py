@@ -422,14 +422,6 @@ def test_settings_do_not_change_once_read() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint_is"),
     [
-        (
-            "replication: {conflict_resolution: custom, custom_script: a.lua}",
-            "replication.conflict_resolution: custom is",
-        ),
-        (
-            "replication: {conflict_overrides: [{relation: banned, strategy: delete_wins}]}",
-            "replication.conflict_overrides: overrides are",
-        ),
         ("database: {dialect: openfga, url: 'http://h'}", "database: a database behind"),
     ],
 )

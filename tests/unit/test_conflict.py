@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sidecar.core.conflict import ConflictResolutionStrategy, Rules, Sibling
+from sidecar.core.conflict import ConflictResolutionStrategy, Override, Rules, Sibling
 from sidecar.core.relationship import Operation
 from sidecar.core.vector import Version, order
 
@@ -82,8 +82,9 @@ def test_payload_decides_nothing() -> None:
 
 
 def test_custom_is_decided_by_its_script() -> None:
+    assert Rules.of(CUSTOM).winner({(5, "us1.1"): INSERT}) == (5, "us1.1")
     with pytest.raises(ValueError, match="script"):
-        Rules.of(CUSTOM).winner({(5, "us1.1"): INSERT})
+        Rules.of(CUSTOM).winner({(5, "us1.1"): INSERT, (6, "eu1.1"): DELETE})
 
 
 def test_nodes_that_decide_alike_have_one_fingerprint() -> None:
@@ -125,3 +126,43 @@ def test_the_order_breaks_ties_as_versions_do() -> None:
     rules = Rules.of(LWW)
     versions: list[Version] = [(5, "n.1"), (5, "n-1.1"), (5, "n0.1"), (4, "z.1")]
     assert sorted(versions, key=lambda v: rules.rank(v, INSERT)) == sorted(versions, key=order)
+
+
+def test_the_first_override_that_fits_decides() -> None:
+    overrides = [
+        Override(INSERT_WINS, relation="viewer"),
+        Override(DELETE_WINS, resource_type="folder"),
+        Override(LWW, relation="editor"),
+    ]
+    rules = Rules.of(CUSTOM, overrides=overrides, script="return 1")
+    chosen = {
+        name: rules.at(*name.split(" ")).strategy
+        for name in ("folder:1 viewer", "folder:1 editor", "doc:1 editor", "doc:1 owner")
+    }
+    assert chosen == {
+        "folder:1 viewer": INSERT_WINS,
+        "folder:1 editor": DELETE_WINS,
+        "doc:1 editor": LWW,
+        "doc:1 owner": CUSTOM,
+    }
+
+
+def test_overrides_their_order_and_the_script_are_part_of_the_fingerprint() -> None:
+    a, b = Override(LWW, relation="a"), Override(INSERT_WINS, resource_type="b")
+    rules = [
+        Rules.of(DELETE_WINS),
+        Rules.of(DELETE_WINS, overrides=[a]),
+        Rules.of(DELETE_WINS, overrides=[a, b]),
+        Rules.of(DELETE_WINS, overrides=[b, a]),
+        Rules.of(CUSTOM, script="return 1"),
+        Rules.of(CUSTOM, script="return 2"),
+    ]
+    assert len({one.fingerprint for one in rules}) == len(rules)
+    assert rules[1].fingerprint.startswith("delete_wins+overrides:")
+
+
+def test_priorities_are_kept_for_what_uses_them() -> None:
+    used = Override(PRIORITY, relation="a")
+    assert Rules.of(LWW, ["eu", "us"], {"us1": "us"}, [used]).priority == {"us1": 1}
+    assert Rules.of(CUSTOM, ["eu", "us"], {"us1": "us"}).priority == {"us1": 1}
+    assert Rules.of(CUSTOM, [], {"us1": "us"}).priority == {}

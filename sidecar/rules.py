@@ -1,0 +1,38 @@
+"""The conflict rules that a configuration means, its custom script read and checked."""
+
+from sidecar.config import Config
+from sidecar.core.conflict import Override, Rules
+from sidecar.core.script import MAX_SCRIPT_BYTES, CustomScript, check
+from sidecar.errors import Refused
+
+
+def custom_script(config: Config) -> CustomScript | None:
+    """The script of the configuration, None without one. Raises Refused("bad_script")."""
+    path = config.replication.custom_script
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_SCRIPT_BYTES + 1).decode()
+    except OSError as error:
+        why = f"replication.custom_script: {path} cannot be read: {error.strerror or error}"
+        raise Refused("bad_script", why) from None
+    except UnicodeDecodeError as error:
+        why = f"replication.custom_script: {path} is not UTF-8 (byte {error.start})"
+        raise Refused("bad_script", why) from None
+    return check(text, path.name)
+
+
+def rules_of(config: Config, custom: CustomScript | None) -> Rules:
+    """How conflicts are decided on every node of the topology."""
+    replication = config.replication
+    return Rules.of(
+        replication.conflict_resolution,
+        replication.region_priorities,
+        {str(node.id): str(node.region) for node in config.topology.nodes()},
+        [
+            Override(override.strategy, override.relation, override.resource_type)
+            for override in replication.conflict_overrides
+        ],
+        custom.source if custom else "",
+    )
