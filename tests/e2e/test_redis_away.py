@@ -45,7 +45,7 @@ def own_redis(tmp_path: Path) -> Iterator[OwnRedis]:
 
 def read_and_write(node: Node) -> tuple[Answer, Answer]:
     body = {"relationships": [{"resource": "a:b", "relation": "c", "subject": "d:e"}]}
-    return node.post(LIST, {}), node.post(WRITE, body)
+    return node.post_here(LIST, {}), node.post_here(WRITE, body)
 
 
 def assert_says_that_its_redis_is_away(node: Node) -> None:

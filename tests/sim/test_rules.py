@@ -3,6 +3,7 @@
 The script runs as its Python twin here; `tests/lua` holds the two together.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -37,13 +38,13 @@ def test_a_sound_script_gives_the_same_result_everywhere(kind: str) -> None:
 
 
 def test_rules_that_change_node_by_node_lose_nothing() -> None:
-    first, happened = first_seed(), 0
+    first, happened = first_seed(), Counter[str]()
     for seed in range(first, first + SEEDS):
         for shape in SHAPES:
-            told = play_changes(seed, shape).happened
-            happened += told["rules changed"]
-            assert told["changes completed"]
-    assert happened > SEEDS * len(SHAPES) * 2
+            happened += play_changes(seed, shape).happened
+    # Of a single history it is not sure: the last rules may be those it began with.
+    assert happened["rules changed"] > SEEDS * len(SHAPES) * 2
+    assert happened["changes completed"] > SEEDS * len(SHAPES) * 2
 
 
 @pytest.mark.soak
