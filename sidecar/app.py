@@ -19,7 +19,7 @@ from sidecar.api.answers import Answers
 from sidecar.api.listener import AppListener
 from sidecar.api.native import app_listener, native_app, serve_forwarded
 from sidecar.config import Address, Config
-from sidecar.core.router import Router
+from sidecar.core.router import NodeHealth, Router
 from sidecar.core.topology import Node
 from sidecar.errors import ungrouped
 from sidecar.health import Health
@@ -63,10 +63,17 @@ async def _serve(
     metrics = Metrics()
     dialler = await stack.enter_async_context(Dialler(timeout_s))
     calls = await stack.enter_async_context(PeerCalls(timeout_s))
-    partitions = await stack.enter_async_context(Partitions(config, url, metrics, dialler, calls))
-    health = _health(node, partitions)
     others = [other for other in config.topology.nodes() if other.id != node.id]
-    probes = Probes(others, calls, health.seen_by_router, metrics)
+
+    def own_health() -> NodeHealth:
+        return health.seen_by_router()
+
+    # Sessions let nodes be asked, and this node's own health is that of its sessions' stores.
+    probes = Probes(others, calls, own_health, metrics)
+    partitions = await stack.enter_async_context(
+        Partitions(config, url, metrics, dialler, calls, session_ended=probes.ask_now)
+    )
+    health = _health(node, partitions)
     router = Router(
         config.topology,
         node.id,

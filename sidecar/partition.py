@@ -83,6 +83,7 @@ class Partition:
 
     Use as an async context manager: it opens the store and closes it. `loops` are to run meanwhile.
     tail: of a store that somebody else opens and closes, to be used instead of one at `url`.
+    session_ended: told of a node whose session stood, and does no longer.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Partition:
         name: str = GLOBAL,
         check: Check | None = None,
         tail: Tail | None = None,
+        session_ended: Callable[[str], None] = lambda node: None,
     ) -> None:
         """name: the partition; its regions follow from the tenants of `config`.
 
@@ -157,6 +159,7 @@ class Partition:
             ),
             metrics=metrics,
             now_us=now_us,
+            session_ended=session_ended,
         )
         self._trimming = Trimming(
             self.store,

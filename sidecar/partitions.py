@@ -6,7 +6,7 @@ lost something catches up while the others serve.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
@@ -26,11 +26,18 @@ class Partitions:
     """Those of `config.this_node` at the Redis `url`, by name; GLOBAL comes first.
 
     Use as an async context manager: it opens the stores and closes them. `loops` are to run
-    meanwhile.
+    meanwhile. session_ended: told of a node whose session stood, and does no longer.
     """
 
     def __init__(
-        self, config: Config, url: str, metrics: Metrics, dialler: Dialler, calls: PeerCalls
+        self,
+        config: Config,
+        url: str,
+        metrics: Metrics,
+        dialler: Dialler,
+        calls: PeerCalls,
+        *,
+        session_ended: Callable[[str], None] = lambda node: None,
     ) -> None:
         self._region, self._tenants = config.this_node.region, config.tenants
         sets = config.residency.sets
@@ -39,7 +46,16 @@ class Partitions:
             check_placement, here=frozenset(names), partition_of=config.residency.partition_of
         )
         self._by_name = {
-            name: Partition(config, url, metrics, dialler, calls, name=name, check=check)
+            name: Partition(
+                config,
+                url,
+                metrics,
+                dialler,
+                calls,
+                name=name,
+                check=check,
+                session_ended=session_ended,
+            )
             for name in names
         }
         # By the set itself: it is looked up for each request.

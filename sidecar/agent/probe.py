@@ -72,11 +72,16 @@ class Probes:
         """The health of every other node, as a word."""
         return {node: standing.health.value for node, standing in self._standing.items()}
 
-    def doubt(self, node: NodeId) -> None:
-        """A request or a session could not reach a node: that counts as a probe, and ask it now."""
-        if (standing := self._standing.get(node)) is not None:
-            self._note(node, NodeHealth.UNREACHABLE, "a request did not reach it")
+    def ask_now(self, node: str) -> None:
+        """There is reason to ask a node before its turn: a session with it has ended."""
+        if (standing := self._standing.get(NodeId(node))) is not None:
             standing.wake.set()
+
+    def doubt(self, node: NodeId) -> None:
+        """A request could not reach a node: that counts as a probe, and it is asked now."""
+        if node in self._standing:
+            self._note(node, NodeHealth.UNREACHABLE, "a request did not reach it")
+            self.ask_now(node)
 
     async def run(self) -> None:
         """Ask every node for ever."""

@@ -99,11 +99,14 @@ class Shipping:
         retries: Retries,
         metrics: Metrics,
         now_us: Callable[[], int],
+        session_ended: Callable[[str], None] = lambda node: None,
     ) -> None:
+        """session_ended: told of a target whose session stood, and does no longer."""
         self._store, self._tail, self._dialler, self._peers = store, tail, dialler, peers
         self._concerns = concerns
         self._me, self._limits, self._retries = me, limits, retries
         self._metrics, self._now_us = metrics, now_us
+        self._session_ended = session_ended
         self.targets = tuple(targets)
         metrics.has_targets({t.node: self._lag_of(t) for t in self.targets})
 
@@ -258,6 +261,8 @@ class Shipping:
             target.last_error = target.last_code = ""
             self._metrics.unreachable(target.node, False)
             self._peers.is_removed_by(target.node, False)
+        elif target.is_connected:
+            self._session_ended(target.node)
         target.sender = sender
         target.buckets_sent = None
         target.is_connected = sender is not None

@@ -84,6 +84,21 @@ async def test_a_request_that_did_not_arrive_counts_as_a_probe() -> None:
         await end([running])
 
 
+async def test_a_session_that_ended_lets_a_node_be_asked_before_its_turn() -> None:
+    script = Script("healthy away")
+    calls: Any = script
+    probes = Probes([OTHER], calls, lambda: HEALTHY, Metrics(), interval_s=3_600)
+    running = asyncio.create_task(probes.run())
+    try:
+        async with asyncio.timeout(5):
+            while not script.is_over.is_set():
+                probes.ask_now(OTHER.id)
+                await asyncio.sleep(0)
+        assert probes.health_of(OTHER.id) is HEALTHY
+    finally:
+        await end([running])
+
+
 def test_this_node_is_asked_directly_and_can_not_be_doubted() -> None:
     probes = probes_of(Script(""))
     probes.doubt(OWN)
