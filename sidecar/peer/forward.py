@@ -120,11 +120,10 @@ class Forwarder:
         if failure.code != "token_not_reached" or not is_wanted:
             return None
         name = Token.decode(request.headers["X-Revision-Token"]).node
-        if name == self._here:
-            return None
-        # Anyone can make a token: it must not lead a bound tenant out of its regions.
-        node = self._topology.node(name)
-        return node if self._router.may_be_in(node.region, tenant) else None
+        # It may have been removed. And anyone can make a token: it must not lead a bound tenant out
+        # of its regions.
+        others = (node for node in self._topology.nodes() if node.id == name != self._here)
+        return next((n for n in others if self._router.may_be_in(n.region, tenant)), None)
 
     async def _elsewhere(
         self, request: web.Request, request_type: RequestType, tenant: str

@@ -275,8 +275,9 @@ async def test_a_token_that_is_not_reached_here_is_asked_of_its_node(made: Deplo
     origin = {"X-Consistency": "origin"}
     assert await made.ask("/read", token | origin) == (200, "r3/n3", b"theirs")
     assert await made.code("/read", token) == "token_not_reached"
-    own = {"X-Revision-Token": Token("n1", 7, {"n1.abc": 7}).encode()}
-    assert await made.code("/read", own | origin) == "token_not_reached"
+    for other in ("n1", "removed"):
+        token = {"X-Revision-Token": Token(other, 7, {f"{other}.abc": 7}).encode()}
+        assert await made.code("/read", token | origin) == "token_not_reached"
 
 
 async def test_a_bound_tenant_is_not_passed_on_to_where_it_may_not_be(made: Deployment) -> None:
