@@ -19,7 +19,7 @@ from sidecar.api.headers import DEFAULT_TENANT
 from sidecar.core.router import RequestType, Router
 from sidecar.core.token import Token
 from sidecar.core.topology import Node, NodeId, Topology
-from sidecar.errors import SidecarError, Unavailable
+from sidecar.errors import Refused, SidecarError, Unavailable
 
 PASSED: Final = (
     *("X-Tenant", "X-Revision-Token", "X-Consistency", "X-Consistency-Timeout-Ms"),
@@ -128,9 +128,20 @@ class Forwarder:
     async def _elsewhere(
         self, request: web.Request, request_type: RequestType, tenant: str
     ) -> web.StreamResponse | None:
-        """The answer of the first other node that serves it; None: none does."""
+        """The answer of the first other node that serves it; None: none does.
+
+        Raises Refused("revision_elsewhere").
+        """
+        giver, is_elsewhere = None, False
+        if request_type is RequestType.WRITE and await _is_guarded(request):
+            # A revision guards on the node that gave it; elsewhere it would let pass what it must
+            # not. Without a token it is one of this node.
+            giver = _node_of_token(request) or self._here
         for node in self._candidates(request, request_type, tenant):
             if node.id == self._here:
+                continue
+            if giver not in {None, node.id}:
+                is_elsewhere = True
                 continue
             try:
                 return await self._to(node, request, request_type)
@@ -138,6 +149,14 @@ class Forwarder:
                 if unavailable.code not in NOT_SERVED | {"unreachable"}:
                     raise
                 self._doubt(node.id)
+        if is_elsewhere and not self._router.may_be_here(request_type, tenant):
+            raise Refused(
+                "revision_elsewhere",
+                f"expected_revision: a revision of node {giver} says nothing on the node that takes"
+                " this write; nothing was written. Send one from an answer of that node, with the "
+                "token of that answer as X-Revision-Token",
+                409,
+            )
         return None
 
     def _candidates(
@@ -220,6 +239,20 @@ class Forwarder:
             raise ConnectionResetError(f"the answer of node {node.id} broke off") from error
         await response.write_eof()
         return response
+
+
+async def _is_guarded(request: web.Request) -> bool:
+    """Whether the body has an `expected_revision`. No JSON is refused where it is served."""
+    try:
+        body = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(body, dict) and body.get("expected_revision") is not None
+
+
+def _node_of_token(request: web.Request) -> str | None:
+    text = request.headers.get("X-Revision-Token")
+    return None if text is None else Token.decode(text).node
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:

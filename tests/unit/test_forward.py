@@ -66,12 +66,14 @@ class Deployment:
 
 
 @pytest.fixture
-async def made() -> AsyncIterator[Deployment]:
+async def made(request: pytest.FixtureRequest) -> AsyncIterator[Deployment]:
+    """The parameter, if any, is the strategy; n2 is the primary."""
+    strategy = ReplicationStrategy(getattr(request, "param", "active_active"))
     ports = dict(zip(("n1", "n2", "n3"), free_ports(3), strict=True))
-    builder = TopologyBuilder(ReplicationStrategy.ACTIVE_ACTIVE, RegionId("r1"))
+    builder = TopologyBuilder(strategy, RegionId("r1"))
     for node, port in ports.items():
         region, zone = RegionId(f"r{node[1]}"), ZoneId("a")
-        builder.add_region(region, node).add_zone(region, zone, "a")
+        builder.add_region(region, node, node == "n2").add_zone(region, zone, "a")
         builder.add_node(region, zone, NodeId(node), f"{HOST}:{port}")
     topology = builder.build()
     async with AsyncExitStack() as stack:
@@ -263,6 +265,32 @@ async def test_a_write_with_an_idempotency_key_stays_at_its_node(made: Deploymen
     assert await made.code("/write", key) == "store_unavailable"
     assert made.asked == []
     assert (await made.ask("/read", key))[2] == b"theirs"
+
+
+GUARDED = b'{"expected_revision": "7"}'
+
+
+async def test_a_revision_guards_only_on_the_node_that_gave_it(made: Deployment) -> None:
+    """Elsewhere a change that the client has not seen may have come before it."""
+    made.here = refuses
+    await made.let_serve(n2=says("theirs"), n3=says("theirs", X_Served_By="r3/n3"))
+    status, _, body = await made.ask("/write", {}, GUARDED)
+    assert (status, json.loads(body)["error"]) == (503, "store_unavailable")
+    assert made.asked == []
+    token = {"X-Revision-Token": Token("n3", 7, {"n3.abc": 7}).encode()}
+    assert await made.ask("/write", token, GUARDED) == (200, "r3/n3", b"theirs")
+    assert (await made.ask("/write", {}, b'{"expected_revision": null}'))[0] == 200
+
+
+@pytest.mark.parametrize("made", ["primary_replica"], indirect=True)
+async def test_a_revision_of_this_node_guards_nothing_on_the_primary(made: Deployment) -> None:
+    await made.let_serve(n2=says("theirs", X_Served_By="r2/n2"))
+    status, _, body = await made.ask("/write", {}, GUARDED)
+    assert (status, json.loads(body)["error"]) == (409, "revision_elsewhere")
+    third = {"X-Revision-Token": Token("n3", 7, {"n3.abc": 7}).encode()}
+    assert (await made.ask("/write", third, GUARDED))[0] == 409
+    token = {"X-Revision-Token": Token("n2", 7, {"n2.abc": 7}).encode()}
+    assert await made.ask("/write", token, GUARDED) == (200, "r2/n2", b"theirs")
 
 
 async def test_a_token_that_is_not_reached_here_is_asked_of_its_node(made: Deployment) -> None:
