@@ -66,6 +66,9 @@ class Router:
         self._here = topology.node(here)
         self._primary = primary or (lambda: topology.primary)
         self._tenants = tenants or Tenants()
+        # Asked for each request, and mostly this.
+        is_active_active = topology.strategy is ReplicationStrategy.ACTIVE_ACTIVE
+        self._may_all_be_here = is_active_active and self._tenants.is_empty
         self._turns = {region.id: itertools.count() for region in topology.regions}
 
     def route(self, request: RequestType, tenant: str = "") -> RoutingDecision:
@@ -100,6 +103,8 @@ class Router:
 
     def may_be_here(self, request: RequestType, tenant: str = "") -> bool:
         """Whether this node may serve a request, healthy or not."""
+        if self._may_all_be_here:
+            return True
         home = self.home(request, tenant)
         is_home = home is None or home == self._here.region
         return is_home and self.may_be_in(self._here.region, tenant)

@@ -38,6 +38,11 @@ class Tenants:
         self._patterns = sorted(patterns, key=lambda named: (-len(named[0]), named[0]))
         self._cached = lru_cache(CACHED)(self._find)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether every tenant may be everywhere and is at home where it is written."""
+        return not self._exact and not self._patterns
+
     def of(self, tenant: str) -> Place:
         """The place of a tenant."""
         if not self._patterns:

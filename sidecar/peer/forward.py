@@ -91,7 +91,11 @@ class Forwarder:
 
         async def answer(request: web.Request) -> web.StreamResponse:
             tenant = request.headers.get("X-Tenant", DEFAULT_TENANT)
-            if not self._router.is_here(request_type, tenant):
+            # A write that this node cannot serve is refused at once, and goes elsewhere below; a
+            # read with a token would wait first.
+            is_write = request_type is RequestType.WRITE
+            is_asked = self._router.may_be_here if is_write else self._router.is_here
+            if not is_asked(request_type, tenant):
                 served = await self._elsewhere(request, request_type, tenant)
                 if served is not None:
                     return served

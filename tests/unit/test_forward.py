@@ -27,7 +27,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 @dataclass
 class Deployment:
     """Node n1 here, n2 and n3 elsewhere: each a region, n2 preferred. What n1 itself does is
-    `here`, what the others do is in `there`; a node without a listener refuses connections.
+    `here` (without, it refuses), what the others do is in `there`; a node without a listener
+    refuses connections.
     """
 
     url: str
@@ -81,8 +82,7 @@ async def made(request: pytest.FixtureRequest) -> AsyncIterator[Deployment]:
         deployment = Deployment(f"http://{HOST}:{ports['n1']}", session)
 
         async def local(request: web.Request) -> web.StreamResponse:
-            assert deployment.here is not None
-            return await deployment.here(request)
+            return await (deployment.here or refuses)(request)
 
         def health_of(node: NodeId) -> NodeHealth:
             return deployment.health.get(node, NodeHealth.HEALTHY)
