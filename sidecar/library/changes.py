@@ -5,6 +5,7 @@ became visible on its node is `FeedEntry.transaction()`'s to say.
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import replace
 from typing import Any, Self
@@ -23,7 +24,7 @@ from sidecar.store.redis_store import RedisStore
 BUFFER_SIZE = 10_000
 
 
-class ChangeStream:
+class ChangeStream(ABC):
     """The changes of a feed from one moment on, for one reader.
 
     An async iterator, too; it ends where `recv` answers None.
@@ -60,9 +61,9 @@ class ChangeStream:
             raise StopAsyncIteration
         return change
 
+    @abstractmethod
     async def _more(self) -> None:
         """Wait until there may be something, or the stream is closed."""
-        raise NotImplementedError
 
     def _wants(self, resource: str) -> bool:
         return self._resource_type is None or type_of(resource) == self._resource_type

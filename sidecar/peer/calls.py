@@ -1,36 +1,22 @@
 """Calls to the peer listener of a node that are no session: one request, one answer in JSON."""
 
 import json
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 
 from sidecar.errors import Refused, Unavailable
+from sidecar.peer.connections import Connections
 
 MAX_QUOTED = 200
 
 
-class PeerCalls:
+class PeerCalls(Connections):
     """Asks nodes at `host:port`. One for all of them; use as an async context manager."""
 
     def __init__(self, timeout_s: float) -> None:
+        super().__init__(timeout=aiohttp.ClientTimeout(total=timeout_s))
         self._timeout_s = timeout_s
-
-    async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-        )
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._session.close()
 
     async def get(self, endpoint: str, path: str) -> dict[str, Any]:
         """The answer to a GET. Raises Refused for 4xx, Unavailable for anything else but 2xx."""

@@ -3,13 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import TracebackType
-from typing import Self
 
 import aiohttp
 
 from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame
 from sidecar.errors import Unavailable
+from sidecar.peer.connections import Connections
 
 PATH = "/peer/v1/session"
 
@@ -41,27 +40,12 @@ class Link:
         return Unavailable("link_lost", f"the link to {self._target} broke: {detail}")
 
 
-class Dialler:
+class Dialler(Connections):
     """Opens links. One for all targets; use as an async context manager."""
 
     def __init__(self, timeout_s: float) -> None:
+        super().__init__(timeout=aiohttp.ClientTimeout(total=None, connect=timeout_s))
         self._timeout_s = timeout_s
-
-    async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._timeout_s),
-            connector=aiohttp.TCPConnector(limit=0),
-        )
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._session.close()
 
     @asynccontextmanager
     async def dial(self, target: str, endpoint: str) -> AsyncIterator[Link]:

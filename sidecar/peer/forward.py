@@ -7,8 +7,7 @@ been decided by `core/router.py`.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -20,6 +19,7 @@ from sidecar.core.router import RequestType, Router
 from sidecar.core.token import Token
 from sidecar.core.topology import Node, NodeId, Topology
 from sidecar.errors import Refused, SidecarError, Unavailable
+from sidecar.peer.connections import Connections
 
 PASSED: Final = (
     *("X-Tenant", "X-Revision-Token", "X-Consistency", "X-Consistency-Timeout-Ms"),
@@ -49,7 +49,7 @@ WAITS = {"X-Consistency-Timeout-Ms": 2_000, "X-Write-Concern-Timeout-Ms": 5_000}
 SMALL_BYTES = 256 * 1024
 
 
-class Forwarder:
+class Forwarder(Connections):
     """Serves requests here or elsewhere. Use as an async context manager.
 
     timeout_s: how long a node may be silent, beyond what the request itself lets it wait.
@@ -66,25 +66,9 @@ class Forwarder:
         doubt: Callable[[NodeId], None],
         forwarded: Callable[[NodeId], None],
     ) -> None:
+        super().__init__(auto_decompress=False)
         self._router, self._topology, self._here = router, topology, here
         self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
-
-    async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            # The other end keeps idle connections for longer, so none is used that it has closed.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15.0),
-        )
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._session.close()
 
     def routed(self, request_type: RequestType, route: Route) -> Route:
         """The call, served where it belongs."""

@@ -1,0 +1,35 @@
+"""What everything that dials the peer listeners of other nodes shares: a session of connections."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+KEEPALIVE_S = 15.0
+
+
+class Connections:
+    """Connections to other nodes, kept while this is used as an async context manager.
+
+    options: of `aiohttp.ClientSession`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # The other end keeps idle connections for longer, so none is used that it has closed.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
+            **self._options,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._session.close()
