@@ -177,6 +177,13 @@ class Link:
         await self._connection.disconnect(nowait=True)
 
 
+async def info_of(link: Link, section: str, name: str) -> str:
+    """A field of INFO; "" where the server has none of that name."""
+    info = (await link.call("INFO", section)).decode()
+    lines = (line.partition(":") for line in info.splitlines())
+    return next((value.strip() for key, _, value in lines if key == name), "")
+
+
 def _translate(error: RedisError) -> Exception:
     if isinstance(error, NoScriptError):
         return error

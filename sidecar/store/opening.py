@@ -23,9 +23,10 @@ from sidecar.errors import Broken, Refused, Unavailable
 from sidecar.metrics import Metrics
 from sidecar.store import scripts
 from sidecar.store.calls import Phase
+from sidecar.store.durability import Durability
 from sidecar.store.group_commit import COMMITTERS
 from sidecar.store.keys import PARTITION, Keys
-from sidecar.store.link import Link, ScriptError, pool_of
+from sidecar.store.link import Link, ScriptError, info_of, pool_of
 from sidecar.store.memory import Memory, memory_of
 from sidecar.store.trial import try_script
 
@@ -37,9 +38,6 @@ RERANK_COUNT = 200
 """Tuples per call, so that Redis never blocks for long."""
 READERS = 8
 PING_S = 1.0
-SYNC_PAUSE_S = 0.1
-EVERYSEC_S = 2.0
-"""What is this old is on disk under `appendfsync everysec`, where the server cannot be asked."""
 
 
 Check = Callable[[Link, Keys], Awaitable[None]]
@@ -84,10 +82,10 @@ class OpenStore:
 
         # The control connection asks who the server is; the others only go on with the same one.
         self._control = Link(self._pool, timeout_s)
-        self._merger, self._tailer, self._syncer = link(), link(), link()
+        self._merger, self._tailer, syncer = link(), link(), link()
         self._writers = [link() for _ in range(COMMITTERS)]
         self._readers = [link() for _ in range(readers)]
-        single = (self._control, self._merger, self._tailer, self._syncer)
+        single = (self._control, self._merger, self._tailer, syncer)
         self._links = (*single, *self._writers, *self._readers)
         self._next_reader = 0
         self._opened, self._closed = asyncio.Event(), asyncio.Event()
@@ -100,11 +98,14 @@ class OpenStore:
         self._origin = ""
         self._clock = 0
         self._vector: Vector = {}
-        self._durable: Vector = {}
-        self._is_synced_always = True
-        self._can_wait_for_sync = True
-        self._unsynced: list[tuple[float, Vector]] = []
-        self._grown, self._has_synced = asyncio.Event(), asyncio.Event()
+        self._durability = Durability(
+            syncer,
+            self.keys.meta,
+            stored=lambda: (self._origin, self._vector),
+            is_open=self._opened.is_set,
+            now_us=now_us,
+            timeout_s=timeout_s,
+        )
         self._floor: Vector = {}
         self._trimmed = self._trimming = 0
         self._memory = Memory(0, 0)
@@ -228,7 +229,7 @@ class OpenStore:
     @property
     def durable(self) -> Vector:
         """What of it no crash can take away, as far as the server tells."""
-        return self._vector if self._is_synced_always else self._durable
+        return self._durability.vector
 
     @property
     def floor(self) -> Vector:
@@ -260,6 +261,10 @@ class OpenStore:
     def joined(self) -> frozenset[str] | None:
         """Nodes whose states are joined here since the rules changed; None: no change under way."""
         return self._joined
+
+    async def wait_durable(self, vector: Vector) -> None:
+        """Wait until no crash can take away what is in `vector`."""
+        await self._durability.wait(vector)
 
     async def opened(self) -> None:
         """Wait until the store is open."""
@@ -323,7 +328,7 @@ class OpenStore:
                 f"redis.url: this Redis may evict keys (maxmemory-policy {memory.policy}), which "
                 "would lose tuples; set maxmemory-policy noeviction",
             )
-        self._run_id = await self._info("server", "run_id")
+        self._run_id = await info_of(self._control, "server", "run_id")
         await self._try_custom()
         for name in scripts.names():
             await self._control.call("SCRIPT", "LOAD", self._script(name).text)
@@ -333,7 +338,7 @@ class OpenStore:
         )
         if outcome != b"ok":
             raise Refused("wrong_redis", f"redis.url: this Redis does not fit: {wrong.decode()}")
-        await self._ask_how_it_syncs()
+        await self._durability.ask(self._control)
         self._note_memory(memory)
         # A process that never heard that nothing was missing knows only what it found at its start.
         remembers = self._clock > 0 and self._phase is not Phase.UNPROVEN
@@ -389,12 +394,11 @@ class OpenStore:
         else:
             self._phase = Phase.EXPOSED if exposed and self._has_peers else Phase.SERVING
         if origin.decode() != self._origin:
-            self._vector, self._durable = {}, {}
+            self._vector = {}
+            self._durability.forget()
         self._origin = origin.decode()
         self._advance(int(clock), _vector(vector))
-        if not self._durable:
-            # What was there when this process came is as durable as it will be.
-            self._durable = self._vector
+        self._durability.begin()
 
     async def _change_rules(self, before: str) -> None:
         """Choose winners anew, before anything is served. A crash in between begins it anew."""
@@ -446,11 +450,6 @@ class OpenStore:
             # The wall clock stepped back: an incarnation is greater than those before it.
             name = incarnation(int(present, 36) + 1, self._random_bits(RANDOM_BITS))
         return name
-
-    async def _info(self, section: str, name: str) -> str:
-        info = (await self._control.call("INFO", section)).decode()
-        lines = (line.partition(":") for line in info.splitlines())
-        return next((value.strip() for key, _, value in lines if key == name), "")
 
     def _not_ours(self, error: ScriptError) -> Refused:
         match error.code:
@@ -509,9 +508,7 @@ class OpenStore:
             raise Broken(f"lua/begin.lua answers {outcome!r}")
         self._origin, self._vector, self._clock = origin.decode(), _vector(vector), int(clock)
         self._born = born.decode()
-        self._durable = {
-            o: min(t, self._vector[o]) for o, t in self._durable.items() if o in self._vector
-        }
+        self._durability.cut()
         self._behind = behind or {}
         is_exposed = behind is None and self._has_peers
         self._phase = Phase.BEHIND if behind else Phase.EXPOSED if is_exposed else Phase.SERVING
@@ -591,61 +588,6 @@ class OpenStore:
             count += 1
         return count
 
-    # -- durability -----------------------------------------------------------------------------
-
-    async def _ask_how_it_syncs(self) -> None:
-        is_kept = await self._info("persistence", "aof_enabled") == "1"
-        try:
-            reply = await self._control.call("CONFIG", "GET", "appendfsync")
-            how = reply[1].decode() if reply else ""
-        except (ScriptError, Unavailable):
-            how = ""  # managed servers forbid it
-        self._is_synced_always = not is_kept or how == "always"
-        if not is_kept:
-            log.warning("Redis keeps no append-only file: a restart of it loses writes")
-
-    async def _sync(self) -> None:
-        """Learn, for ever, what no crash can take away any more."""
-        while True:
-            await self._grown.wait()
-            self._grown.clear()
-            if self._is_synced_always:
-                # What is known to be stored is durable; somebody may have read more than that.
-                self._has_synced.set()
-                self._has_synced.clear()
-            if self._is_synced_always or not self.is_open:
-                continue
-            with contextlib.suppress(Unavailable):
-                await self._learn_durable()
-            await asyncio.sleep(SYNC_PAUSE_S)
-
-    async def _learn_durable(self) -> None:
-        origin, reached = self._origin, self._vector
-        if self._can_wait_for_sync:
-            try:
-                # A write of this connection: the server waits for it, and for all before it.
-                await self._syncer.call("HSET", self.keys.meta, "synced", self._now_us())
-                local, _ = await self._syncer.call("WAITAOF", 1, 0, int(self._timeout_s * 500))
-            except ScriptError:
-                self._can_wait_for_sync = False
-                return
-            if int(local) < 1:
-                self._grown.set()
-                return
-        else:
-            await asyncio.sleep(EVERYSEC_S)
-        if origin == self._origin:
-            self._durable = pointwise_max(self._durable, reached)
-            self._has_synced.set()
-            self._has_synced.clear()
-
-    async def wait_durable(self, vector: Vector) -> None:
-        """Wait until no crash can take away what is in `vector`."""
-        while not is_covered(vector, self.durable):
-            if not self._is_synced_always:
-                self._grown.set()
-            await self._has_synced.wait()
-
     # -- connections ----------------------------------------------------------------------------
 
     async def _check_server(self, link: Link) -> None:
@@ -703,7 +645,7 @@ class OpenStore:
         own = self._vector.get(self._origin, 0)
         self._clock = max(self._clock, clock)
         self._vector = pointwise_max(self._vector, vector)
-        self._grown.set()
+        self._durability.note_stored()
         if self._next_own is not None and self._vector.get(self._origin, 0) > own:
             self._next_own.set_result(first_own)
             self._next_own = None

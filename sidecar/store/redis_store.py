@@ -105,7 +105,11 @@ class RedisStore(OpenStore):
 
     async def __aenter__(self) -> Self:
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
-        loops = (self._keep_open(), self._sync(), *map(self._group_commit.run, self._writers))
+        loops = (
+            self._keep_open(),
+            self._durability.run(),
+            *map(self._group_commit.run, self._writers),
+        )
         self._stack.push_async_callback(end, [group.create_task(loop) for loop in loops])
         return self
 
