@@ -1,7 +1,7 @@
 """An open data set: its connections, its incarnation, and the mirror of its vector.
 
-Owns when the store is open and which incarnation writes. Lua decides, Python moves. What is read and
-written through it is the business of `redis_store`, what of it is on disk that of `durability`.
+Owns when the store is open and which incarnation writes. Lua decides, Python moves. What is read
+and written through it is the business of `redis_store`, what of it is on disk that of `durability`.
 """
 
 import asyncio
