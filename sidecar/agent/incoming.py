@@ -58,6 +58,8 @@ class Incoming:
         self._own_origin = ""
         self._born = ""
         self._start: Vector = {}
+        self._transfer = 0
+        self._reached = 0
         self._source_joined: frozenset[str] | None = None
         self.node = self.claimed = ""
         self.origin = ""
@@ -131,52 +133,58 @@ class Incoming:
     # -- state transfer ---------------------------------------------------------------------------
 
     def _begin_transfer(self, head: Mapping[str, object]) -> str | bytes:
+        number = _number(head)
         owner = self._intake.owner
-        if owner is not None and owner is not self:
-            return encode_frame({"type": "busy", "transfer": head.get("transfer")})
+        is_ended = number < self._transfer or (number == self._transfer and owner is not self)
+        if is_ended or (owner is not None and owner is not self):
+            return encode_frame({"type": "busy", "transfer": number})
         self._intake.owner = self
         begun = json.loads(self._store.progress) if self._store.progress else {}
         if begun.get("source") == self.origin:
-            following, self._start = int(begun["next"]), decode_vector(begun["start"])
+            reached, self._start = int(begun["next"]), decode_vector(begun["start"])
             self._source_joined = joined_of(begun)
         else:
-            following, self._start = 0, decode_vector(head.get("start"))
+            reached, self._start = 0, decode_vector(head.get("start"))
             self._source_joined = joined_of(head)
-        log.info("state transfer begins", extra={"source": self.node, "from_bucket": following})
+        self._transfer, self._reached = number, reached
+        log.info("state transfer begins", extra={"source": self.node, "from_bucket": reached})
         return encode_frame(
             {
                 "type": "ready",
-                "transfer": head.get("transfer"),
+                "transfer": number,
                 "start": encode_vector(self._start),
-                "next": following,
+                "next": reached,
             }
         )
 
-    def _progress(self, following: int) -> str:
+    def _progress(self, reached: int) -> str:
         # Sorted: the text is compared as a whole.
         joined = self._source_joined
         progress = {
             "source": self.origin,
             "start": encode_vector(self._start),
-            "next": following,
+            "next": reached,
             **({} if joined is None else {"joined": sorted(joined)}),
         }
         return json.dumps(progress, sort_keys=True)
 
     async def _take_page(self, head: Mapping[str, object], lines: bytes) -> str | bytes:
         self._own_transfer()
-        following = head.get("next")
+        first, following = head.get("first"), head.get("next")
         if not isinstance(following, int) or not 0 < following <= BUCKETS:
             raise Refused("bad_frame", "a page says which bucket follows")
-        absorbed = await self._store.absorb(lines, Way.JOIN, self._progress(following))
-        if absorbed.outcome is AbsorbOutcome.SKEW:
-            raise Unavailable("skew", "a page has writes ahead of the clock of this node")
-        return encode_frame(
-            {"type": "page_ack", "transfer": head.get("transfer"), "next": following}
-        )
+        # A page that leaves some out would make the vector rise over what is not here.
+        if head.get("transfer") == self._transfer and first == self._reached:
+            absorbed = await self._store.absorb(lines, Way.JOIN, self._progress(following))
+            if absorbed.outcome is AbsorbOutcome.SKEW:
+                raise Unavailable("skew", "a page has writes ahead of the clock of this node")
+            self._reached = following
+        return encode_frame({"type": "page_ack", "transfer": self._transfer, "next": self._reached})
 
     async def _end_transfer(self, head: Mapping[str, object]) -> str | bytes:
         self._own_transfer()
+        if head.get("transfer") != self._transfer or self._reached != BUCKETS:
+            raise Refused("bad_frame", "the end of a transfer before its last page")
         joined = self._joined()
         if not await self._store.finish(self._start, self._progress(BUCKETS), joined=joined):
             raise Unavailable("transfer_lost", "the transfer is not the one that was begun here")
@@ -185,7 +193,7 @@ class Incoming:
         return encode_frame(
             {
                 "type": "done",
-                "transfer": head.get("transfer"),
+                "transfer": self._transfer,
                 "vector": encode_vector(self._store.vector),
                 "durable": encode_vector(self._store.durable),
                 **({} if joined is None else {"joined": sorted(joined)}),
@@ -203,3 +211,10 @@ class Incoming:
     def _own_transfer(self) -> None:
         if self._intake.owner is not self:
             raise Refused("bad_frame", "a page without a transfer that was begun")
+
+
+def _number(head: Mapping[str, object]) -> int:
+    number = head.get("transfer")
+    if not isinstance(number, int):
+        raise Refused("bad_frame", "a transfer has a number")
+    return number

@@ -216,17 +216,17 @@ class Shipping:
         if self._store.origin != origin:
             raise Unavailable("new_incarnation", "this node has begun a new incarnation")
 
-    async def page(self, sender: Sender, first: int) -> list[Action]:
-        """Whole buckets from this one on, once no crash here can take away what they say."""
+    async def page(self, sender: Sender, asked: ReadStates) -> list[Action]:
+        """The buckets that were asked for, once no crash here can take away what they say."""
         if self._peers.is_in_doubt:
             raise Unavailable("in_doubt", "this node differs from most of the others")
-        states = await self._store.states(first, PAGE_BUCKETS, PAGE_TUPLES)
+        states = await self._store.states(asked.first, PAGE_BUCKETS, PAGE_TUPLES)
         await self._store.wait_durable(states.vector)
         lines = [
             encode_bucket(one.number, pointwise_max(states.vector, one.beyond), one.tuples)
             for one in states.buckets
         ]
-        return sender.on_states(states.vector, states.following, lines)
+        return sender.on_states(asked, states.vector, states.following, lines)
 
     def note(self, target: Target, action: Action, sender: Sender) -> None:
         """Count what a session does."""
@@ -358,7 +358,7 @@ class _Conversation:
         self._shipping, self._target, self._origin = shipping, target, origin
         self._sender, self._link = sender, link
         self._has_room = asyncio.Event()
-        self._pages: asyncio.Queue[int] = asyncio.Queue()
+        self._pages: asyncio.Queue[ReadStates] = asyncio.Queue()
         self._patience: asyncio.Timeout | None = None
 
     async def listen(self) -> None:
@@ -392,9 +392,9 @@ class _Conversation:
         """Read pages as they are asked for, and rest as long as it took: others use Redis too."""
         clock = asyncio.get_running_loop().time
         while True:
-            first = await self._pages.get()
+            asked = await self._pages.get()
             began = clock()
-            await self.perform(await self._shipping.page(self._sender, first))
+            await self.perform(await self._shipping.page(self._sender, asked))
             await asyncio.sleep(min(clock() - began, 1.0))
 
     async def perform(self, actions: list[Action]) -> None:
@@ -403,8 +403,8 @@ class _Conversation:
             match action:
                 case Send(frame, _):
                     await self._link.send(frame)
-                case ReadStates(first):
-                    self._pages.put_nowait(first)
+                case ReadStates():
+                    self._pages.put_nowait(action)
                 case Close(code, message):
                     raise Unavailable(code, message)
         if self._sender.is_established:

@@ -72,8 +72,9 @@ class Acknowledged:
 
 @dataclass(frozen=True, slots=True)
 class ReadStates:
-    """Read whole buckets from this one on, and hand them to `Sender.on_states`."""
+    """Read whole buckets from this one on, and hand them with this to `Sender.on_states`."""
 
+    transfer: int
     first: int
 
 
@@ -132,13 +133,16 @@ class _Batch:
 
 @dataclass(slots=True)
 class _Transfer:
-    """A state transfer under way. heard_us: when the target last had a word for it."""
+    """A state transfer under way. heard_us: when the target last had a word for it.
+
+    reached: the first bucket that the target does not have; -1 before it has said so.
+    """
 
     number: int
     start: Vector
     revision: int
     heard_us: int
-    following: int = 0
+    reached: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,14 +333,23 @@ class Sender:
             actions.append(Send(heartbeat(facts)))
         return actions
 
-    def on_states(self, vector: Vector, following: int, lines: Sequence[bytes]) -> list[Action]:
+    def on_states(
+        self, asked: ReadStates, vector: Vector, following: int, lines: Sequence[bytes]
+    ) -> list[Action]:
         """Buckets that were asked for, and the vector they were read at, which is durable now."""
         transfer = self._transfer
         if transfer is None or not self._is_established:
             return []
+        if asked != ReadStates(transfer.number, transfer.reached):
+            return []
         if not is_covered(transfer.start, vector):
             return [Close("source_lost", "this node has lost data in the middle of a transfer")]
-        head = {"type": "page", "transfer": transfer.number, "next": following}
+        head = {
+            "type": "page",
+            "transfer": transfer.number,
+            "first": asked.first,
+            "next": following,
+        }
         return [Send(encode_frame(head, lines))]
 
     # -- the beginning ----------------------------------------------------------------------------
@@ -523,12 +536,8 @@ class Sender:
                 self._transfer = None
                 self._transfer_after_us = now_us + TRANSFER_RETRY_US
                 return []
-            case "ready":
-                # An earlier one may have been cut short: it goes on where it was.
-                transfer.start = decode_vector(head.get("start"))
-                transfer.following = _bucket(head.get("next"))
-            case "page_ack":
-                transfer.following = _bucket(head.get("next"))
+            case "ready" | "page_ack":
+                return self._on_reached(transfer, head)
             case _:
                 self._transfer = None
                 self._joined = joined_of(head)
@@ -536,8 +545,21 @@ class Sender:
                 self._sent = pointwise_max(self._sent, self.target_vector)
                 self._seek(here, self.position)
                 return [Transferred(BUCKETS)]
-        if transfer.following < BUCKETS:
-            return [Transferred(transfer.following), ReadStates(transfer.following)]
+
+    def _on_reached(self, transfer: _Transfer, head: Mapping[str, object]) -> list[Action]:
+        reached = _bucket(head.get("next"))
+        is_ready = head["type"] == "ready"
+        is_news = transfer.reached < 0 if is_ready else 0 <= transfer.reached < reached
+        # What comes twice must not ask for pages twice: each row of them would have gaps.
+        if not is_news:
+            return []
+        if is_ready:
+            # An earlier one may have been cut short: it goes on where it was.
+            transfer.start = decode_vector(head.get("start"))
+        transfer.reached = reached
+        if transfer.reached < BUCKETS:
+            asked = ReadStates(transfer.number, transfer.reached)
+            return [Transferred(transfer.reached), asked]
         end = {"type": "transfer_end", "transfer": transfer.number}
         return [Send(encode_frame(end))]
 

@@ -379,9 +379,9 @@ class World:
             match action:
                 case Send(frame, _):
                     self._carry(session, "there", frame)
-                case ReadStates(first):
+                case ReadStates():
                     late_us = self.rnd.randint(0, 100 * MS)
-                    self.at(late_us, lambda f=first: self._read_states(session, f))  # type: ignore[misc]
+                    self.at(late_us, lambda asked=action: self._read_states(session, asked))  # type: ignore[misc]
                 case Close(code, _):
                     self.note(f"{session.source.name} closes to {session.target.name}: {code}")
                     self.break_session(session)
@@ -423,11 +423,11 @@ class World:
             self._perform(session, session.sender.on_tick(source.peers.here, facts, self.now_us))
         self.at(250 * MS, lambda: self._tick(session))
 
-    def _read_states(self, session: Session, first: int) -> None:
+    def _read_states(self, session: Session, asked: ReadStates) -> None:
         source = session.source
         if session.is_over or not source.is_up or not source.store.is_open:
             return
-        states = run(source.store.states(first, self.rnd.randint(1, BUCKETS), 1000))
+        states = run(source.store.states(asked.first, self.rnd.randint(1, BUCKETS), 1000))
         lines = [self._line_of(one, states.vector, source.store.disk) for one in states.buckets]
 
         def send_when_durable() -> None:
@@ -436,7 +436,7 @@ class World:
             if not is_covered(states.vector, source.store.durable):
                 self.at(50 * MS, send_when_durable)
                 return
-            actions = session.sender.on_states(states.vector, states.following, lines)
+            actions = session.sender.on_states(asked, states.vector, states.following, lines)
             self._perform(session, actions)
 
         send_when_durable()

@@ -49,7 +49,7 @@ def begun(following: int = 0, start: dict[str, int] | None = None) -> Sender:
     assert asked(one) == ASKED
     answer = {"start": encode_vector(start or dict(HERE.durable)), "next": following}
     said = one.on_frame({"type": "ready", "transfer": 1, **answer}, HERE, now_us=S)
-    assert said == [Transferred(following), ReadStates(following)]
+    assert said == [Transferred(following), ReadStates(1, following)]
     return one
 
 
@@ -94,14 +94,14 @@ def test_what_lies_behind_the_floor_is_not_streamed_before_and_other_origins_are
 def test_a_transfer_goes_from_page_to_page_and_then_the_feed_goes_on() -> None:
     one = begun()
     lines = [b'{"bucket":0}', b'{"bucket":1}']
-    (page,) = one.on_states(HERE.vector, 2, lines)
+    (page,) = one.on_states(ReadStates(1, 0), HERE.vector, 2, lines)
     assert isinstance(page, Send)
     head, sent = decode_frame(page.frame)
-    assert head == {"type": "page", "transfer": 1, "next": 2}
+    assert head == {"type": "page", "transfer": 1, "first": 0, "next": 2}
     assert sent == b"\n".join(lines)
     acked: Head = {"type": "page_ack", "transfer": 1, "next": 2}
-    assert one.on_frame(acked, HERE, now_us=2 * S) == [Transferred(2), ReadStates(2)]
-    one.on_states(HERE.vector, BUCKETS, [])
+    assert one.on_frame(acked, HERE, now_us=2 * S) == [Transferred(2), ReadStates(1, 2)]
+    one.on_states(ReadStates(1, 2), HERE.vector, BUCKETS, [])
     (end,) = one.on_frame({**acked, "next": BUCKETS}, HERE, now_us=3 * S)
     assert head_of(end) == {"type": "transfer_end", "transfer": 1}
     done: Head = {"type": "done", "transfer": 1, "vector": encode_vector({US: 8, AP: 7})}
@@ -117,13 +117,13 @@ def test_a_transfer_goes_from_page_to_page_and_then_the_feed_goes_on() -> None:
 def test_a_transfer_that_was_cut_short_goes_on_where_it_was() -> None:
     """It is judged by the vector at which it began, which the source must still have."""
     one = begun(following=1_000, start={US: 6})
-    (page,) = one.on_states({US: 6}, 1_200, [])
-    assert head_of(page) == {"type": "page", "transfer": 1, "next": 1_200}
+    (page,) = one.on_states(ReadStates(1, 1_000), {US: 6}, 1_200, [])
+    assert head_of(page) == {"type": "page", "transfer": 1, "first": 1_000, "next": 1_200}
 
 
 def test_a_source_that_has_lost_what_it_began_with_ends_the_session() -> None:
     one = begun()
-    (close,) = one.on_states({US: 9, AP: 6}, 2, [])
+    (close,) = one.on_states(ReadStates(1, 0), {US: 9, AP: 6}, 2, [])
     assert isinstance(close, Close)
     assert close.code == "source_lost"
 
@@ -190,7 +190,24 @@ def test_a_bucket_that_is_none_is_a_bad_frame(kind: str, bucket: object) -> None
 def test_pages_that_were_read_for_a_transfer_that_is_over_are_not_sent() -> None:
     one = begun()
     one.on_frame({"type": "busy", "transfer": 1}, HERE, now_us=S)
-    assert one.on_states(HERE.vector, 2, []) == []
+    assert one.on_states(ReadStates(1, 0), HERE.vector, 2, []) == []
+
+
+@pytest.mark.parametrize("request_", [ReadStates(1, 0), ReadStates(2, 2), ReadStates(1, 4)])
+def test_pages_other_than_the_one_that_follows_are_not_sent(request_: ReadStates) -> None:
+    one = begun()
+    one.on_frame({"type": "page_ack", "transfer": 1, "next": 2}, HERE, now_us=S)
+    assert one.on_states(request_, HERE.vector, 5, []) == []
+
+
+@pytest.mark.parametrize("kind", ["ready", "page_ack"])
+@pytest.mark.parametrize("bucket", [0, 1, 2])
+def test_a_word_that_comes_twice_asks_for_nothing_again(kind: str, bucket: int) -> None:
+    """Otherwise two rows of pages would be under way, each without what the other has."""
+    one = begun()
+    one.on_frame({"type": "page_ack", "transfer": 1, "next": 2}, HERE, now_us=S)
+    again: Head = {"type": kind, "transfer": 1, "next": bucket, "start": {}}
+    assert one.on_frame(again, HERE, now_us=S) == []
 
 
 @given(
