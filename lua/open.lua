@@ -11,6 +11,8 @@
 -- ARGV 8 run_id       of the server: another one than before means that it was restarted
 -- ARGV 9 proof        "1": it is known that what is there is all; "": peers must say so, or a new
 --                     incarnation begins
+-- ARGV 10 proxied     "1": a database stands behind this node, and is told what is merged here; what is
+--                     there already it is told too, if none stood there before
 -- REPLY  outcome      "opened" | "unproven" | "rules" | "lost", then origin, clock, vector as JSON;
 --                     "1" while the incarnation is exposed, the vector it must reach as JSON if it is behind,
 --                     the progress of a state transfer, the highest revision
@@ -44,6 +46,11 @@ elseif meta[4] ~= ARGV[7] then
   return { 'rules', meta[4] or '' }
 end
 
+if ARGV[10] ~= '1' then
+  redis.call('HDEL', keys.meta, 'proxied')
+elseif redis.call('HSETNX', keys.meta, 'proxied', '1') == 1 then
+  redis.call('HSET', keys.meta, 'remark', '0')
+end
 local self = node.read(known)
 if not self then return lost end
 local outcome = 'opened'

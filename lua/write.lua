@@ -4,15 +4,19 @@
 -- ARGV 1 now_us    wall clock, microseconds
 -- ARGV 2 known     highest timestamp this process knows to be stored
 -- ARGV 3… pairs    per write: its body, `"tenant":"…","changes":[…]}`, the tail of the JSON of
---                  its transaction; and "" or JSON {"expected", "key", "hash", "again"}, each
---                  optional; "again": it was accepted before, and no fence keeps it out
+--                  its transaction; and "" or JSON {"expected", "key", "hash", "again", "intent"},
+--                  each optional; "again": it was accepted before, and no fence keeps it out;
+--                  "intent": it was noted before under this id, and the database has done it
 -- REPLY  outcome   "stored" | "behind" | "lost", then the vector as JSON, the timestamp of this
 --                  node's write before these, its origin, then four texts per write:
---                  "written" | "replayed" | "mismatch" | "reused" | "fenced", revision, deleted,
+--                  "written" | "replayed" | "mismatch" | "reused" | "fenced" | "absent" (there is no
+--                  such intent, or no more), revision, deleted,
 --                  answer (for "replayed": JSON {"written", "vector"} of the first time; for
 --                  "fenced": the region that is the primary, "" while writes are held)
 -- ERRORS BADWRITE  a body is malformed; nothing was written
 --
+-- @include dirty
+-- @include intents
 -- @include keys
 -- @include node
 -- @include pages
@@ -67,7 +71,12 @@ local function is_visible(old)
 end
 
 local function commit(write)
-  if self.fenced and not write.guard.again then return answer('fenced', '0', '0', self.fenced) end
+  local intended = nil
+  if write.guard.intent then
+    intended = intents.close(write.guard.intent)
+    if not intended then return answer('absent', '0', '0', '') end
+  end
+  if self.fenced and not write.guard.again and not intended then return answer('fenced', '0', '0', self.fenced) end
   local states, expected = {}, write.guard.expected
   for index, change in ipairs(write.changes) do
     local old = tuples.read(write.tenant, change)
@@ -96,7 +105,9 @@ local function commit(write)
     local seen = page and state.above(new.beyond, page, self.vector) or new.beyond
     if seen then beyond[#beyond + 1] = '"' .. index .. '":' .. node.vector_json(seen) end
     if self.exposed then undo.note(write.tenant, change, old) end
-    tuples.write(write.tenant, change, old, new)
+    -- What came in between the intent and this may have reached the database as well.
+    local seen = intended and intended[dirty.name(write.tenant, change)]
+    tuples.write(write.tenant, change, old, new, seen == dirty.version(old))
   end
   self.vector[self.origin] = at
   local extra = ''
@@ -109,7 +120,7 @@ local function commit(write)
     redis.call('SET', keys.idempotency(write.guard.key), cjson.encode({
       hash = write.guard.hash, revision = number.text(at), deleted = number.text(deleted),
       written = number.text(inserted), vector = node.vector_json(self.vector),
-    }), 'EX', 600)
+    }), 'EX', write.guard.intent and 60 or 600)
   end
   answer('written', number.text(at), number.text(deleted), '')
 end

@@ -18,6 +18,10 @@ do
   keys.aside = base .. 'aside'
   keys.parked = base .. 'parked'
   keys.removed = base .. 'removed'
+  keys.dirty = base .. 'dirty'
+  keys.held = base .. 'held'
+  keys.intents = base .. 'intents'
+  keys.intended = base .. 'intended'
 
   function keys.tuples(tenant, resource) return base .. 't:' .. tenant .. '/' .. resource end
   function keys.subject(tenant, subject) return base .. 's:' .. tenant .. '/' .. subject end

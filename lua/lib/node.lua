@@ -1,5 +1,6 @@
 -- node: what this node knows of itself: its origin, its clock, its vector.
 -- The origin is read here and never taken from a caller.
+-- @include dirty
 -- @include keys
 -- @include number
 -- @include version
@@ -9,12 +10,12 @@ do
   -- the store has less: it lost data, and nothing may be written.
   function node.read(known)
     local meta = redis.call('HMGET', keys.meta, 'origin', 'clock', 'exposed', 'behind', 'fenced',
-      'joined')
+      'joined', 'proxied')
     if not meta[1] or not meta[2] or tonumber(meta[2]) < tonumber(known) then return nil end
     local vector = {}
     local flat = redis.call('HGETALL', keys.vector)
     for i = 1, #flat, 2 do vector[flat[i]] = tonumber(flat[i + 1]) end
-    return {
+    local self = {
       origin = meta[1], clock = tonumber(meta[2]), vector = vector, exposed = meta[3] and true or false,
       behind = meta[4] and true or false,
       -- The region that is the primary instead; "" while writes are held for a promotion.
@@ -22,6 +23,9 @@ do
       -- The rules have changed, and other nodes may have settled conflicts by the old ones.
       changing = meta[6] and true or false,
     }
+    -- A database stands behind this node.
+    dirty.self = meta[7] and self or nil
+    return self
   end
 
   function node.tick(self, now_us, seen)

@@ -4,6 +4,7 @@
 -- @include number
 -- @include state
 -- @include digest
+-- @include dirty
 local tuples = {}
 do
   -- Returns the decoded state, or nil.
@@ -25,13 +26,17 @@ do
   end
 
   -- change: {resource, relation, subject, field = relation#subject, bucket, hash}.
-  -- old, new: states, the first nil for a tuple that was not there.
-  function tuples.write(tenant, change, old, new)
+  -- old, new: states, the first nil for a tuple that was not there. is_applied: the database behind
+  -- this node, if there is one, has what `new` shows.
+  function tuples.write(tenant, change, old, new, is_applied)
     local key = keys.tuples(tenant, change.resource)
     redis.call('HSET', key, change.field, state.encode(new))
     if not old and redis.call('HLEN', key) == 1 then index_resource(tenant, change) end
 
     local before, after = old and old.siblings[1], new.siblings[1]
+    if not is_applied and not (before and before.at == after.at and before.origin == after.origin) then
+      dirty.mark(tenant, change)
+    end
     local amount = 0
     if before and before.insert then amount = -digest.mix(change.hash, before.at, before.origin) end
     if after.insert then amount = amount + digest.mix(change.hash, after.at, after.origin) end
@@ -71,6 +76,7 @@ do
   function tuples.remove(tenant, change, old)
     local key, best = keys.tuples(tenant, change.resource), old.siblings[1]
     redis.call('HDEL', key, change.field)
+    if best.insert then dirty.mark(tenant, change) end
     if redis.call('EXISTS', key) == 0 then unindex_resource(tenant, change) end
     if best.insert then
       digest.add(change.bucket, -digest.mix(change.hash, best.at, best.origin))
@@ -86,6 +92,7 @@ do
   -- state, nil for none. Not the digest.
   function tuples.mend(tenant, change, new)
     local key, best = keys.tuples(tenant, change.resource), new and new.siblings[1]
+    dirty.mark(tenant, change)
     if new then
       redis.call('HSET', key, change.field, state.encode(new))
       index_resource(tenant, change)

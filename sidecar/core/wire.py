@@ -24,6 +24,7 @@ import json.encoder
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sidecar.core.relationship import Change, Operation, Relationship, bucket_of, tuple_hash
 from sidecar.core.vector import Vector
@@ -84,21 +85,17 @@ def decode_transaction(text: bytes, effects: bytes | None = None) -> Transaction
             sign, *payload = effect
         if sign == "=":
             continue
-        condition, expires_at = (*payload, "", "")[:2]
-        changes.append(
-            Change(
-                Operation.INSERT if sign == "+" else Operation.DELETE,
-                Relationship(
-                    tenant,
-                    resource,
-                    relation,
-                    subject,
-                    condition or None,
-                    int(expires_at) if expires_at else None,
-                ),
-            )
-        )
+        changes.append(change_of_row(tenant, (sign, resource, relation, subject, 0, 0, *payload)))
     return Transaction(tenant, decoded["origin"], int(decoded["timestamp"]), tuple(changes))
+
+
+def change_of_row(tenant: str, row: Sequence[Any]) -> Change:
+    """A change of a transaction from the list it is in JSON."""
+    sign, resource, relation, subject, _, _, *payload = row
+    condition, expires_at = (*payload, "", "")[:2]
+    until = int(expires_at) if expires_at else None
+    one = Relationship(tenant, resource, relation, subject, condition or None, until)
+    return Change(Operation.INSERT if sign == "+" else Operation.DELETE, one)
 
 
 def decode_body(text: str) -> str:

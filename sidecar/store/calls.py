@@ -38,7 +38,8 @@ class WriteRequest(NamedTuple):
 
     expected_revision: refuse if a tuple of the request changed on this node after it.
     idempotency_key: a repeat with the same `request_hash` gets the first answer again.
-    is_again: it was accepted before, and no fence keeps it out.
+    is_again: it was accepted before, and no fence keeps it out. intent: the id under which it was
+    noted before the database did it.
     """
 
     tenant: str
@@ -47,6 +48,7 @@ class WriteRequest(NamedTuple):
     idempotency_key: str | None = None
     request_hash: str = ""
     is_again: bool = False
+    intent: str = ""
 
 
 class Written(NamedTuple):

@@ -157,16 +157,27 @@ class GroupCommit:
                     status=422,
                 )
                 waiting.answer.set_exception(refused)
-            case b"fenced":
-                primary = f"{text.decode()} is the primary region now" if text else "it moves now"
-                fenced = Unavailable(
-                    "not_primary",
-                    f"the primary moved while this write was on its way: {primary}; nothing was "
-                    "written, send it again",
+            case b"absent":
+                lost = Unavailable(
+                    "outcome_unknown",
+                    "Redis has lost what it knew of this write, which the database has done; "
+                    "`sidecar adopt` finds such writes",
                 )
-                waiting.answer.set_exception(fenced)
+                waiting.answer.set_exception(lost)
+            case b"fenced":
+                waiting.answer.set_exception(not_primary(text.decode()))
             case _:
                 waiting.answer.set_exception(Broken(f"lua/write.lua answers {outcome!r}"))
+
+
+def not_primary(region: str) -> Unavailable:
+    """The failure of a write that the fence keeps out; region: the primary, "" while it moves."""
+    primary = f"{region} is the primary region now" if region else "it moves now"
+    return Unavailable(
+        "not_primary",
+        f"the primary moved while this write was on its way: {primary}; nothing was "
+        "written, send it again",
+    )
 
 
 def _fail(group: list[_Waiting], failure: Exception) -> None:
@@ -184,6 +195,8 @@ def _guard(request: WriteRequest) -> str:
         guard["hash"] = request.request_hash
     if request.is_again:
         guard["again"] = "1"
+    if request.intent:
+        guard["intent"] = request.intent
     return json.dumps(guard) if guard else ""
 
 

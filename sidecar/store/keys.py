@@ -87,6 +87,21 @@ class Keys:
         return self._name("aside")
 
     @property
+    def dirty(self) -> str:
+        """Sorted set, proxy mode: tuples of which the database is to be told, by revision."""
+        return self._name("dirty")
+
+    @property
+    def held(self) -> str:
+        """Hash, proxy mode: tuple -> why the database refuses it."""
+        return self._name("held")
+
+    @property
+    def intents(self) -> str:
+        """Hash, proxy mode: id -> a write that the database was asked to do."""
+        return self._name("intents")
+
+    @property
     def pattern(self) -> str:
         """What SCAN matches: all keys of all partitions."""
         return f"{{{self.prefix}:*}}:*"

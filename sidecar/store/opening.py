@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import tenacity
 
@@ -49,7 +49,11 @@ class OpenStore:
     has_peers: whether other nodes may know more of this one than its own store does.
     now_us: the wall clock. random_bits: draws that many random bits. readers: connections for
     reads. check: what else must hold of the stored data before it opens.
+
+    is_proxied: a database stands behind it, and is told what is merged here.
     """
+
+    is_proxied: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -373,6 +377,7 @@ class OpenStore:
                 *(self._now_us(), self._clock, self.node, self._new_incarnation()),
                 *(STORE_FORMAT, PARTITIONS, self._rules.fingerprint, self._run_id),
                 "1" if is_proven else "",
+                "1" if self.is_proxied else "",
             )
         except ScriptError as error:
             raise self._not_ours(error) from error

@@ -29,7 +29,7 @@ from sidecar.core.vector import (
     node_of,
     pointwise_max,
 )
-from sidecar.core.wire import encode_body, encode_vector
+from sidecar.core.wire import change_of_row, encode_body, encode_vector
 from sidecar.errors import Unavailable
 from sidecar.store.calls import (
     Absorbed,
@@ -45,7 +45,7 @@ from sidecar.store.calls import (
 )
 from sidecar.store.feed import FeedEntry
 from tests.lua.replicas import decode_state, sibling_of
-from tests.sim.texts import change_of_row, encode_state, identity_of, names_of
+from tests.sim.texts import encode_state, identity_of, names_of
 
 Undo = dict[Identity, TupleState | None]
 Parts = Sequence[tuple[Change, frozenset[Version]]]

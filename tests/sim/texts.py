@@ -1,22 +1,12 @@
 """Changes and states as the texts in which they travel and are stored."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from sidecar.core.conflict import Rules, Sibling
-from sidecar.core.relationship import Change, Identity, Operation, Relationship
+from sidecar.core.relationship import Identity, Operation
 from sidecar.core.state import TupleState
 from sidecar.core.wire import encode_vector
-
-
-def change_of_row(tenant: str, row: Sequence[Any]) -> Change:
-    """A change from its row in a transaction's JSON."""
-    sign, resource, relation, subject, _, _, *payload = row
-    condition, expires_at = (*payload, "", "")[:2]
-    until = int(expires_at) if expires_at else None
-    one = Relationship(tenant, resource, relation, subject, condition or None, until)
-    return Change(Operation.INSERT if sign == "+" else Operation.DELETE, one)
 
 
 def identity_of(key: str, name: str) -> Identity:

@@ -140,12 +140,13 @@ async def running_node(
     clock: WallClock | None = None,
     prefix: str | None = None,
     random_bits: Callable[[int], int] | None = None,
+    kind: type[RedisStore] = RedisStore,
     **options: Any,
 ) -> AsyncIterator[Node]:
     """A node with the prefix of its name; a failure of its own is raised as it is."""
     node_clock, metrics = clock or WallClock(), Metrics()
     with ungrouped():
-        async with RedisStore(
+        async with kind(
             valkey.url,
             prefix=prefix or name,
             node=name,
