@@ -30,11 +30,13 @@ class Call(NamedTuple):
     """One call of the database's API that the dialect knows.
 
     looks_inside: the dialect needs the body of such a request; it is read whole (at most 4 MiB).
+    is_endless: the answer goes on for ever, and may begin late.
     """
 
     name: str
     kind: Kind
     looks_inside: bool = False
+    is_endless: bool = False
 
 
 class Request(NamedTuple):

@@ -25,7 +25,7 @@ REMARK_BUCKETS = 16
 
 
 class Intent(NamedTuple):
-    """A write that the database was asked to do. was: what was shown of each tuple then, or None."""
+    """A write that the database was asked to do. was: what each tuple showed then, or None."""
 
     id: str
     tenant: str

@@ -48,7 +48,7 @@ async def test_a_write_through_the_database_leaves_nothing_behind(open_node: Ope
     changes = [change_of(f"+{ONE} if 1 until 99"), change_of(f"-{TWO}")]
     intent = await store.intend("default", changes)
     (open_one,) = await store.intents()
-    assert (open_one.id, open_one.changes, open_one.seen) == (intent, tuple(changes), ("", ""))
+    assert (open_one.id, open_one.changes, open_one.was) == (intent, tuple(changes), (None, None))
     written = await store.commit(intent, "default", changes)
     assert (written.written, await store.intents(), await told(store)) == (1, [], [])
     assert {key.split(b":")[-1] for key in dump(node.valkey)} & {b"intended", b"dirty"} == set()

@@ -1,0 +1,1 @@
+"""Proxy mode: in front of a real database, which applications talk to through this node."""

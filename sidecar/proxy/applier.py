@@ -1,0 +1,184 @@
+"""The applier: tells the database what was merged here, until it has it.
+
+Level-triggered: what a tuple shows *now* is written, and its mark goes only if it shows the same
+afterwards. What the database refuses is held with the reason, and tried again when its schema has
+changed, and now and then.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from sidecar.core.relationship import Change, Operation
+from sidecar.dialects.dialect import Ask, ReplicatingDialect, SchemaDialect, Verdict
+from sidecar.errors import Refused, SidecarError
+from sidecar.metrics import Metrics
+from sidecar.proxy.database import Answer, Database
+from sidecar.proxy.gate import Gate
+from sidecar.proxy.looking import is_schema, unanswered
+from sidecar.store.proxy_store import Pending, ProxyStore
+
+log = logging.getLogger(__name__)
+
+COUNT = 1000
+"""Tuples that are looked at in one go."""
+
+RETRY_S = (0.1, 5.0)
+"""The first pause after a failure, and the longest."""
+
+RELEASE_S = 30.0
+"""What is held is tried again that often at least."""
+
+MAX_REASON = 300
+
+
+class Applier:
+    """Tells one database what one store shows; `run` does."""
+
+    def __init__(
+        self,
+        store: ProxyStore,
+        dialect: ReplicatingDialect,
+        database: Database,
+        gate: Gate,
+        metrics: Metrics,
+    ) -> None:
+        self._store, self._dialect, self._database = store, dialect, database
+        self._gate, self._metrics = gate, metrics
+        self._progress = asyncio.Condition()
+        self.failing_because = ""
+
+    async def run(self) -> None:
+        """For ever; nothing is given up."""
+        pause_s = RETRY_S[0]
+        while True:
+            await self._store.opened()
+            self._store.changed.clear()
+            try:
+                await self._store.go_on_remarking()
+                has_worked = await self._step()
+            except SidecarError as failure:
+                self._note(failure.message)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, RETRY_S[1])
+                continue
+            pause_s = RETRY_S[0]
+            self._note("")
+            if not has_worked:
+                await self._rest()
+
+    async def wait_applied(self, revision: int, timeout_s: float) -> bool:
+        """Whether the database comes to have all that was merged up to a revision, in that time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while await self._store.dirty_before(revision):
+                    async with self._progress:
+                        await self._progress.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _rest(self) -> None:
+        await self._told()
+        try:
+            async with asyncio.timeout(RELEASE_S):
+                await self._store.changed.wait()
+        except TimeoutError:
+            await self._store.release()
+
+    async def _told(self) -> None:
+        async with self._progress:
+            self._progress.notify_all()
+
+    def _note(self, failure: str) -> None:
+        if failure and not self.failing_because:
+            log.warning("the database cannot be told what was merged", extra={"reason": failure})
+        elif self.failing_because and not failure:
+            log.info("the database is told again what was merged")
+        self.failing_because = failure
+
+    async def _step(self) -> bool:
+        """Whether there was anything to tell."""
+        pending = await self._store.pending(COUNT)
+        if not pending:
+            return False
+        async with self._gate.shared():
+            for one in pending:
+                if is_schema(one.identity.resource):
+                    await self._tell_schema(one)
+            by_tenant: dict[str, list[Pending]] = {}
+            for one in pending:
+                if not is_schema(one.identity.resource):
+                    by_tenant.setdefault(one.identity.tenant, []).append(one)
+            for tenant, rows in by_tenant.items():
+                for first in range(0, len(rows), self._dialect.most_changes):
+                    await self._tell(tenant, rows[first : first + self._dialect.most_changes])
+        await self._told()
+        return True
+
+    async def _tell_schema(self, one: Pending) -> None:
+        if one.shown is None or not isinstance(self._dialect, SchemaDialect):
+            # A schema is written and never deleted.
+            await self._store.note_applied([(one, "")])
+            return
+        ask = self._dialect.apply_schema(self._dialect.schema_text(one.shown))
+        answer = await self._database.ask(ask)
+        match self._verdict(ask, answer):
+            case Verdict.DONE:
+                await self._store.note_applied([(one, "")])
+                await self._store.release()
+            case _:
+                await self._hold(one, _reason(answer))
+
+    async def _tell(self, tenant: str, rows: Sequence[Pending]) -> None:
+        """Tell some; where the database refuses them, find out which it refuses."""
+        reason = await self._refusal(tenant, rows)
+        if reason is None:
+            await self._store.note_applied([(one, "") for one in rows])
+            self._metrics.applied(len(rows))
+        elif len(rows) > 1:
+            middle = len(rows) // 2
+            await self._tell(tenant, rows[:middle])
+            await self._tell(tenant, rows[middle:])
+        elif rows[0].shown is None:
+            # What it cannot have it does not have.
+            await self._store.note_applied([(rows[0], "")])
+        else:
+            await self._hold(rows[0], reason)
+
+    async def _refusal(self, tenant: str, rows: Sequence[Pending]) -> str | None:
+        """Why the database does not take them; None: it has."""
+        try:
+            asks = self._dialect.apply(tenant, [_change(one) for one in rows])
+        except Refused as refused:
+            return refused.message
+        for ask in asks:
+            answer = await self._database.ask(ask)
+            if self._verdict(ask, answer) is not Verdict.DONE:
+                return _reason(answer)
+        return None
+
+    def _verdict(self, ask: Ask, answer: Answer) -> Verdict:
+        verdict = self._dialect.verdict(answer.status, answer.body)
+        if verdict is Verdict.AGAIN:
+            raise unanswered(ask, answer)
+        return verdict
+
+    async def _hold(self, one: Pending, reason: str) -> None:
+        log.warning(
+            "the database refuses what was merged; it is held here",
+            extra={"tuple": one.name, "reason": reason},
+        )
+        await self._store.note_applied([(one, reason[:MAX_REASON])])
+
+
+def _change(one: Pending) -> Change:
+    if one.shown is None:
+        return Change(Operation.DELETE, one.identity)
+    return Change(Operation.INSERT, one.shown)
+
+
+def _reason(answer: Answer) -> str:
+    return f"{answer.status} {answer.body[:MAX_REASON].decode('utf-8', 'replace')}"
+
+
