@@ -126,6 +126,28 @@ class Metrics:
         self._writes = counter(
             "inferadb_sidecar_writes_total", "Write requests accepted here, one transaction each"
         )
+        self._applied = counter(
+            "inferadb_sidecar_database_applied_tuples_total",
+            "Tuples that the database behind this node was told of, proxy mode",
+        )
+        self._dirty = shared(
+            sum,
+            "inferadb_sidecar_database_pending_tuples",
+            "Tuples that were merged and that the database behind this node does not have yet",
+        )
+        self._held = shared(
+            sum,
+            "inferadb_sidecar_database_held_tuples",
+            "Tuples that the database behind this node refuses",
+        )
+        self._intents = shared(
+            sum,
+            "inferadb_sidecar_database_unknown_outcomes",
+            "Writes of which it is being found out whether the database has carried them out",
+        )
+        self._database_up = gauge(
+            "inferadb_sidecar_database_up", "1 while the database behind this node answers"
+        )
         self._feed_entries = shared(
             sum, "inferadb_sidecar_feed_entries", "Transactions in the feed of this node"
         )
@@ -255,6 +277,17 @@ class Metrics:
     def wrote(self) -> None:
         """A write request was accepted."""
         self._writes.inc()
+
+    def applied(self, tuples: int) -> None:
+        """The database behind this node was told of tuples."""
+        self._applied.inc(tuples)
+
+    def database(self, *, dirty: int, held: int, unsettled: int, is_up: bool) -> None:
+        """How the database behind this node is, and what it does not have yet."""
+        self._dirty.tell(self._partition, dirty)
+        self._held.tell(self._partition, held)
+        self._intents.tell(self._partition, unsettled)
+        self._database_up.set(int(is_up))
 
     def merged(self, transactions: int, *, local: int, remote: int) -> None:
         """Transactions were merged, with conflicts won by what was here, and by what came."""

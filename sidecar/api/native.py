@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from sidecar.api import bodies, cursors, headers
+from sidecar.api import bodies, cursors, headers, waits
 from sidecar.api.answers import Answers, Route, compact, relationship_json
 from sidecar.api.listener import AppListener
 from sidecar.api.served import Partitions, Served
@@ -18,9 +18,7 @@ from sidecar.api.watch import Watch, WatchLimits
 from sidecar.core.concern import WriteConcern
 from sidecar.core.relationship import Change, Relationship
 from sidecar.core.router import RequestType
-from sidecar.core.token import Token
 from sidecar.core.topology import Node
-from sidecar.core.vector import Vector, covers, newest_origins, node_of
 from sidecar.errors import Refused, Unavailable
 from sidecar.store.calls import Filter, Page, WriteRequest, Written
 
@@ -56,7 +54,7 @@ def native_app(
     """
     answers = Answers(node)
     native = Native(partitions, answers)
-    watch = Watch(partitions, answers, watch_limits or WatchLimits(), native.reach)
+    watch = Watch(partitions, answers, watch_limits or WatchLimits(), waits.reach)
     app = web.Application(client_max_size=bodies.MAX_BODY_BYTES)
     app[ANSWERS] = answers
     calls: dict[tuple[str, str], tuple[RequestType | None, Route]] = {
@@ -177,7 +175,7 @@ class Native:
         wanted = bodies.filter_of(tenant, body)
         text = body.get("cursor")
         cursor = None if text is None else cursors.unseal(text, here.store.scope, wanted)
-        await self.reach(here, consistency)
+        await waits.reach(here, consistency)
         found, first, last = await self._collect(
             here, wanted, body.get("limit", DEFAULT_LIST_LIMIT), cursor
         )
@@ -186,7 +184,7 @@ class Native:
             rest = cursors.seal(last.cursor, here.store.scope, wanted)
         # The revision of the first page guards what all pages showed (`expected_revision`); the
         # vector of the last one covers it.
-        token = _token(here, last.revision, last.vector)
+        token = waits.token_text(here, last.revision, last.vector)
         return self._answers.json(
             f'{{"relationships":[{",".join(map(relationship_json, found))}],'
             f'"cursor":{compact(rest)},"revision":"{first.revision}","token":"{token}"}}',
@@ -205,7 +203,7 @@ class Native:
         consistency = headers.consistency_of(request.headers)
         body = bodies.parse(bodies.EVALUATION, await request.read())
         resource, relation, subject = bodies.question_of(body)
-        await self.reach(here, consistency)
+        await waits.reach(here, consistency)
         found = await here.store.find(tenant, resource, relation, subject)
         is_granted = found is not None and found.condition is None
         return self._answers.json('{"decision":true}' if is_granted else '{"decision":false}')
@@ -251,12 +249,12 @@ class Native:
     ) -> web.Response:
         """The answer to a write, once enough regions have it; 504 when they do not in time."""
         is_held = concern.level is not WriteConcern.LOCAL
-        missing = await self._hold(here, written, concern) if is_held else []
-        token = _token(here, written.revision, written.vector)
+        missing = await waits.hold(here, written, concern) if is_held else []
+        token = waits.token_text(here, written.revision, written.vector)
         extra = {"X-Revision-Token": token}
         if written.replayed:
             extra["Idempotency-Replayed"] = "true"
-        failure = _concern_failure(concern, missing) if missing else ""
+        failure = waits.concern_failure(concern, missing) if missing else ""
         return self._answers.json(
             f'{{{failure}"revision":"{written.revision}",{counts}"token":"{token}"}}',
             504 if missing else 200,
@@ -269,79 +267,10 @@ class Native:
         counts = f'"relationships_deleted":{written.deleted},'
         return await self._written(here, written, concern, counts)
 
-    async def _hold(self, here: Served, written: Written, concern: headers.Concern) -> list[str]:
-        """Wait until enough regions have a write; returns those that have not acknowledged it."""
-        origin = newest_origins(written.vector)[here.store.node]
-        self._refuse_lost_write(here, origin, written.revision)
-        version = (written.revision, origin)
-        missing = await here.concerns.wait(version, concern.level, concern.timeout_s)
-        if missing:
-            # This node may have lost it meanwhile: then it does not go on replicating from here.
-            self._refuse_lost_write(here, origin, written.revision)
-            if not covers(here.store.vector, version):
-                raise Unavailable(
-                    "outcome_unknown",
-                    "this node has lost the write before it knew that another region has it, and "
-                    "takes it back if one has; with a new Idempotency-Key it may be repeated",
-                )
-        return missing
-
-    async def reach(self, here: Served, consistency: headers.Consistency | None) -> None:
-        """Wait until this node has what a token names. Raises Refused when it never will, or not
-        in time.
-        """
-        if consistency is None:
-            return
-        token = consistency.token
-        if token.partition != here.store.keys.partition:
-            raise Refused(
-                "invalid_token",
-                "X-Revision-Token was given for a tenant that is bound to other regions than this "
-                "one; send a token of this tenant, or none",
-            )
-        stranger = here.stranger_among({token.node, *map(node_of, token.vector)})
-        if stranger is not None:
-            raise Refused(
-                "invalid_token",
-                f"X-Revision-Token names node {stranger}, which this deployment does not have and "
-                "never had; tokens are good only where they were given",
-            )
-        self._refuse_lost(here, token)
-        if not await here.store.wait_covered(token.vector, consistency.timeout_s):
-            # What was lost may have come to light meanwhile.
-            self._refuse_lost(here, token)
-            raise Refused(
-                "token_not_reached",
-                f"node {here.store.node} has not received everything that X-Revision-Token names "
-                f"within {consistency.timeout_s * 1000:.0f} ms; try again, wait longer "
-                f"(X-Consistency-Timeout-Ms), or ask node {token.node}",
-                409,
-            )
-
     async def end(self, app: web.Application) -> None:
         """This node ends: those that wait for other regions do not hold it up."""
         for here in self._partitions:
             here.concerns.end()
-
-    def _refuse_lost(self, here: Served, token: Token) -> None:
-        origin = here.lost_of(token.vector)
-        if origin is not None:
-            raise Refused(
-                "write_lost",
-                f"X-Revision-Token names a write of {origin} that was lost before any other node "
-                "had it, and no node will ever show it; drop the token, read what there is and "
-                "write again",
-                410,
-            )
-
-    def _refuse_lost_write(self, here: Served, origin: str, revision: int) -> None:
-        if here.lost_of({origin: revision}) is not None:
-            raise Refused(
-                "write_lost",
-                f"write {revision} of {origin} was lost before any other node had it, and no node "
-                "will ever show it; write again, with a new Idempotency-Key",
-                410,
-            )
 
     async def _collect(
         self, here: Served, wanted: Filter, limit: int, cursor: str | None
@@ -387,20 +316,6 @@ class Native:
             )
         # A page may be a few longer than asked for.
         return list(found.values())[:most], page
-
-
-def _concern_failure(concern: headers.Concern, missing: list[str]) -> str:
-    """The fields with which the answer to an accepted write begins that too few regions have."""
-    message = (
-        f"the write is accepted on this node and goes on replicating, but X-Write-Concern: "
-        f"{concern.level} was not met within {concern.timeout_s * 1000:.0f} ms: no node of "
-        f"{', '.join(missing)} has acknowledged it; do not write it again, the token is good"
-    )
-    return f'"error":"write_concern_timeout","message":{compact(message)},'
-
-
-def _token(here: Served, revision: int, vector: Vector) -> str:
-    return Token(here.store.node, revision, vector, here.store.keys.partition).encode()
 
 
 def _by_identity(found: list[Relationship]) -> dict[tuple[str, str, str, str], Relationship]:

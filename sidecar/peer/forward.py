@@ -6,12 +6,13 @@ been decided by `core/router.py`.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import aiohttp
-from aiohttp import hdrs, web
-from multidict import CIMultiDict, CIMultiDictProxy
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
 
 from sidecar.api.answers import Route
 from sidecar.api.headers import DEFAULT_TENANT
@@ -19,6 +20,7 @@ from sidecar.core.router import RequestType, Router
 from sidecar.core.token import Token
 from sidecar.core.topology import Node, NodeId, Topology
 from sidecar.errors import Refused, SidecarError, Unavailable
+from sidecar.hops import end_to_end, relay
 from sidecar.peer.connections import Connections
 
 PASSED: Final = (
@@ -28,16 +30,13 @@ PASSED: Final = (
 )
 """What is passed on of a request."""
 
-HOP_BY_HOP: Final = frozenset(
-    {
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te"),
-        *("trailer", "transfer-encoding", "upgrade", "content-length", "date", "server"),
-    }
+NOT_SERVED: Final = frozenset(
+    {"store_unavailable", "starting", "catching_up", "node_removed", "database_unavailable"}
 )
-"""What is not passed back of an answer: it is about the link, or made anew."""
-
-NOT_SERVED: Final = frozenset({"store_unavailable", "starting", "catching_up", "node_removed"})
 """Refusals of a node that does not serve: nothing has happened there."""
+
+DATABASE_PREFIX: Final = "/database"
+"""Before the path of a request for the database behind another node."""
 
 CONNECT_S = 2.0
 SEARCH_S = 30.0
@@ -54,6 +53,7 @@ class Forwarder(Connections):
 
     timeout_s: how long a node may be silent, beyond what the request itself lets it wait.
     doubt: told of a node that could not be reached. forwarded: told of a node that was asked.
+    is_proxy: requests are for the database behind a node, and go on with all their headers.
     """
 
     def __init__(
@@ -65,42 +65,50 @@ class Forwarder(Connections):
         timeout_s: float,
         doubt: Callable[[NodeId], None],
         forwarded: Callable[[NodeId], None],
+        is_proxy: bool = False,
     ) -> None:
         super().__init__(auto_decompress=False)
         self._router, self._topology, self._here = router, topology, here
         self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
+        self._is_proxy = is_proxy
 
     def routed(self, request_type: RequestType, route: Route) -> Route:
         """The call, served where it belongs."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             tenant = request.headers.get("X-Tenant", DEFAULT_TENANT)
-            # A write that this node cannot serve is refused at once, and goes elsewhere below; a
-            # read with a token would wait first.
-            is_write = request_type is RequestType.WRITE
-            is_asked = self._router.may_be_here if is_write else self._router.is_here
-            if not is_asked(request_type, tenant):
+            return await self.serve(request, request_type, tenant, route)
+
+        return answer
+
+    async def serve(
+        self, request: web.Request, request_type: RequestType, tenant: str, route: Route
+    ) -> web.StreamResponse:
+        """The answer to a request of this tenant: that of `route`, or of another node."""
+        # A write that this node cannot serve is refused at once, and goes elsewhere below; a
+        # read with a token would wait first.
+        is_write = request_type is RequestType.WRITE
+        is_asked = self._router.may_be_here if is_write else self._router.is_here
+        if not is_asked(request_type, tenant):
+            served = await self._elsewhere(request, request_type, tenant)
+            if served is not None:
+                return served
+            if not self._router.may_be_here(request_type, tenant):
+                raise self._router.nobody(request_type, tenant)
+            # Nobody can: what is amiss with this node is the answer.
+        try:
+            return await route(request)
+        except SidecarError as failure:
+            if request.writer.output_size > 0:
+                raise
+            if failure.code in NOT_SERVED:
                 served = await self._elsewhere(request, request_type, tenant)
                 if served is not None:
                     return served
-                if not self._router.may_be_here(request_type, tenant):
-                    raise self._router.nobody(request_type, tenant)
-                # Nobody can: what is amiss with this node is the answer.
-            try:
-                return await route(request)
-            except SidecarError as failure:
-                if request.writer.output_size > 0:
-                    raise
-                if failure.code in NOT_SERVED:
-                    served = await self._elsewhere(request, request_type, tenant)
-                    if served is not None:
-                        return served
-                origin = self._origin_of(request, tenant, failure)
-                if origin is None:
-                    raise
-                return await self._to(origin, request, request_type)
-
-        return answer
+            origin = self._origin_of(request, tenant, failure)
+            if origin is None:
+                raise
+            return await self._to(origin, request, request_type)
 
     def _origin_of(self, request: web.Request, tenant: str, failure: SidecarError) -> Node | None:
         """The node of a token that was not reached here, if it is to be asked instead."""
@@ -121,7 +129,8 @@ class Forwarder(Connections):
         Raises Refused("revision_elsewhere").
         """
         giver, is_elsewhere = None, False
-        if request_type is RequestType.WRITE and await _is_guarded(request):
+        is_write = request_type is RequestType.WRITE
+        if is_write and not self._is_proxy and await _is_guarded(request):
             # A revision guards on the node that gave it; elsewhere it would let pass what it must
             # not. Without a token it is one of this node.
             giver = _node_of_token(request) or self._here
@@ -151,7 +160,7 @@ class Forwarder(Connections):
         self, request: web.Request, request_type: RequestType, tenant: str
     ) -> Iterable[Node]:
         key = request.headers.get("Idempotency-Key")
-        if key is None or request_type is RequestType.READ:
+        if key is None or request_type is RequestType.READ or self._is_proxy:
             return self._router.candidates(request_type, tenant)
         return [self._router.only_node(tenant, key)]
 
@@ -159,10 +168,9 @@ class Forwarder(Connections):
         self, node: Node, request: web.Request, request_type: RequestType
     ) -> web.StreamResponse:
         """The answer of a node. Raises Unavailable where the node has not served the request."""
-        headers = {name: request.headers[name] for name in PASSED if name in request.headers}
         body = await request.read()
         self._forwarded(node.id)
-        url = f"http://{node.endpoint}{request.path_qs}"
+        url, headers = self._passed(node, request)
         try:
             answer = await self._session.request(
                 request.method,
@@ -186,6 +194,15 @@ class Forwarder(Connections):
         async with answer:
             return await self._relay(node, request, request_type, answer)
 
+    def _passed(self, node: Node, request: web.Request) -> tuple[URL, CIMultiDict[str]]:
+        """Where a request goes on to, and with which headers."""
+        if self._is_proxy:
+            url = URL(f"http://{node.endpoint}{DATABASE_PREFIX}{request.raw_path}", encoded=True)
+            return url, end_to_end(request.headers, "host", "expect")
+        known = ((name, request.headers.get(name)) for name in PASSED)
+        headers = CIMultiDict((name, value) for name, value in known if value is not None)
+        return URL(f"http://{node.endpoint}{request.path_qs}", encoded=True), headers
+
     def _patience(self, request: web.Request, request_type: RequestType) -> aiohttp.ClientTimeout:
         silence_s = self._timeout_s + (SEARCH_S if request_type is RequestType.WRITE else 0.0)
         for name, default_ms in WAITS.items():
@@ -201,7 +218,7 @@ class Forwarder(Connections):
         request_type: RequestType,
         answer: aiohttp.ClientResponse,
     ) -> web.StreamResponse:
-        headers = _end_to_end(answer.headers)
+        headers = end_to_end(answer.headers, "date", "server")
         length = answer.content_length
         if length is not None and length <= SMALL_BYTES:
             try:
@@ -215,18 +232,7 @@ class Forwarder(Connections):
             if answer.status == 503:
                 _raise_if_not_served(body)
             return web.Response(body=body, status=answer.status, headers=headers)
-        response = web.StreamResponse(status=answer.status, headers=headers)
-        if length is not None:
-            response.content_length = length
-        await response.prepare(request)
-        try:
-            async for chunk in answer.content.iter_any():
-                await response.write(chunk)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            # The client must not take this for the whole answer.
-            raise ConnectionResetError(f"the answer of node {node.id} broke off") from error
-        await response.write_eof()
-        return response
+        return await relay(request, answer, headers, whose=f"node {node.id}")
 
 
 async def _is_guarded(request: web.Request) -> bool:
@@ -243,19 +249,12 @@ def _node_of_token(request: web.Request) -> str | None:
     return None if text is None else Token.decode(text).node
 
 
-def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    named = {name.strip().lower() for name in headers.get(hdrs.CONNECTION, "").split(",")}
-    return CIMultiDict(
-        (name, value)
-        for name, value in headers.items()
-        if name.lower() not in HOP_BY_HOP and name.lower() not in named
-    )
-
-
 def _raise_if_not_served(body: bytes) -> None:
     try:
-        said: Mapping[str, object] = json.loads(body)
-    except ValueError:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(said, dict):
         return
     code, message = said.get("error"), said.get("message")
     if code in NOT_SERVED:

@@ -10,7 +10,13 @@ import logging
 from collections.abc import Sequence
 
 from sidecar.core.relationship import Change, Operation
-from sidecar.dialects.dialect import Ask, ReplicatingDialect, SchemaDialect, Verdict
+from sidecar.dialects.dialect import (
+    Ask,
+    ReplicatedDialect,
+    SchemaDialect,
+    Verdict,
+    schema_text,
+)
 from sidecar.errors import Refused, SidecarError
 from sidecar.metrics import Metrics
 from sidecar.proxy.database import Answer, Database
@@ -38,7 +44,7 @@ class Applier:
     def __init__(
         self,
         store: ProxyStore,
-        dialect: ReplicatingDialect,
+        dialect: ReplicatedDialect,
         database: Database,
         gate: Gate,
         metrics: Metrics,
@@ -121,14 +127,13 @@ class Applier:
             # A schema is written and never deleted.
             await self._store.note_applied([(one, "")])
             return
-        ask = self._dialect.apply_schema(self._dialect.schema_text(one.shown))
-        answer = await self._database.ask(ask)
-        match self._verdict(ask, answer):
-            case Verdict.DONE:
-                await self._store.note_applied([(one, "")])
-                await self._store.release()
-            case _:
-                await self._hold(one, _reason(answer))
+        verdict, reason = await self._ask(self._dialect.apply_schema(schema_text(one.shown)))
+        if verdict is not Verdict.DONE:
+            await self._hold(one, reason)
+            return
+        await self._store.note_applied([(one, "")])
+        # What was held for want of it may fit now.
+        await self._store.release()
 
     async def _tell(self, tenant: str, rows: Sequence[Pending]) -> None:
         """Tell some; where the database refuses them, find out which it refuses."""
@@ -148,15 +153,21 @@ class Applier:
 
     async def _refusal(self, tenant: str, rows: Sequence[Pending]) -> str | None:
         """Why the database does not take them; None: it has."""
+        changes = [_change(one) for one in rows]
         try:
-            asks = self._dialect.apply(tenant, [_change(one) for one in rows])
+            verdict, reason = await self._ask(self._dialect.apply(tenant, changes))
+            if verdict is Verdict.DIFFERS and len(changes) == 1:
+                for ask in self._dialect.replace(tenant, changes[0]):
+                    verdict, reason = await self._ask(ask)
+                    if verdict is not Verdict.DONE:
+                        break
         except Refused as refused:
             return refused.message
-        for ask in asks:
-            answer = await self._database.ask(ask)
-            if self._verdict(ask, answer) is not Verdict.DONE:
-                return _reason(answer)
-        return None
+        return None if verdict is Verdict.DONE else reason
+
+    async def _ask(self, ask: Ask) -> tuple[Verdict, str]:
+        answer = await self._database.ask(ask)
+        return self._verdict(ask, answer), _reason(answer)
 
     def _verdict(self, ask: Ask, answer: Answer) -> Verdict:
         verdict = self._dialect.verdict(answer.status, answer.body)
@@ -180,5 +191,3 @@ def _change(one: Pending) -> Change:
 
 def _reason(answer: Answer) -> str:
     return f"{answer.status} {answer.body[:MAX_REASON].decode('utf-8', 'replace')}"
-
-

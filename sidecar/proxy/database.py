@@ -18,7 +18,7 @@ from yarl import URL
 
 from sidecar.dialects.dialect import Ask
 from sidecar.errors import Unavailable
-from sidecar.peer.forward import end_to_end
+from sidecar.hops import end_to_end
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Database:
 
     async def ask(self, ask: Ask) -> Answer:
         """Ask something of our own. Raises as `sent`."""
-        headers = {hdrs.CONTENT_TYPE: "application/json"} if ask.body else {}
+        headers: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json"} if ask.body else {}
         if self._token:
             headers[hdrs.AUTHORIZATION] = f"Bearer {self._token}"
         return await self.answer(ask.method, ask.path, headers, ask.body or None)
@@ -165,33 +165,11 @@ class Database:
 
 def passed_on(request: web.Request, body: Body) -> CIMultiDict[str]:
     """The headers of a request as the database gets them."""
-    headers = end_to_end(request.headers)
-    headers.popall(hdrs.HOST, None)
-    headers.popall(hdrs.EXPECT, None)
+    headers = end_to_end(request.headers, "host", "expect")
     length = request.headers.get(hdrs.CONTENT_LENGTH)
     if body is not None and not isinstance(body, bytes) and length is not None:
         headers[hdrs.CONTENT_LENGTH] = length
     return headers
-
-
-async def relay(
-    request: web.Request, answer: aiohttp.ClientResponse, more: Mapping[str, str]
-) -> web.StreamResponse:
-    """Answer a request with an answer of the database, as it comes; more: headers of ours."""
-    headers = end_to_end(answer.headers)
-    headers.update(more)
-    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
-    if answer.content_length is not None:
-        response.content_length = answer.content_length
-    await response.prepare(request)
-    try:
-        async for chunk in answer.content.iter_any():
-            await response.write(chunk)
-    except (aiohttp.ClientError, TimeoutError) as error:
-        # The client must not take this for the whole answer.
-        raise ConnectionResetError("the answer of the database broke off") from error
-    await response.write_eof()
-    return response
 
 
 def _unknown(error: BaseException) -> Unavailable:

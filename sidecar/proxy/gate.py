@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 
 class Gate:
-    """Writes of applications and of the applier pass it together; who looks at the database and acts
-    on what it saw there passes it alone. Whoever wants to be alone is let in before later others.
+    """Writes of applications and of the applier pass it together; who looks at the database and
+    acts on what it saw there passes it alone, and is let in before those who come later.
     """
 
     def __init__(self) -> None:

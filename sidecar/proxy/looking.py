@@ -7,7 +7,7 @@ from sidecar.core.relationship import Change, Identity, Operation, Relationship
 from sidecar.dialects.dialect import (
     SCHEMA_TYPE,
     Ask,
-    ReplicatingDialect,
+    ReplicatedDialect,
     SchemaDialect,
     Verdict,
     schema_tuple,
@@ -22,7 +22,7 @@ AT_ONCE = 8
 class Looking:
     """Reads of our own."""
 
-    def __init__(self, dialect: ReplicatingDialect, database: Database) -> None:
+    def __init__(self, dialect: ReplicatedDialect, database: Database) -> None:
         self._dialect, self._database = dialect, database
         self._room = asyncio.Semaphore(AT_ONCE)
 

@@ -1,0 +1,293 @@
+"""The app listener in proxy mode: what becomes of each request of an application.
+
+Owns which requests are known, where they are served, and what is passed on unchanged. A request that
+another node forwards comes to the peer listener, under a prefix, and is served here or not at all.
+"""
+
+import logging
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+import aiohttp
+from aiohttp import hdrs, web
+
+from sidecar.api import headers, waits
+from sidecar.api.answers import Answers
+from sidecar.api.served import Partitions, Served
+from sidecar.core.concern import WriteConcern
+from sidecar.core.router import RequestType
+from sidecar.dialects.dialect import Call, Dialect, Kind, Request
+from sidecar.errors import Refused, Unavailable
+from sidecar.hops import end_to_end, relay
+from sidecar.peer.forward import DATABASE_PREFIX, Forwarder
+from sidecar.proxy.database import Answer, Body, Database, NotSent, passed_on
+from sidecar.proxy.writes import Behind, Writes
+from sidecar.store.calls import Written
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+SMALL_BYTES: Final = 64 * 1024
+"""Answers up to this size are searched for consistency tokens."""
+
+MAX_TOKENS: Final = 100_000
+
+TYPES = {Kind.READ: RequestType.READ, Kind.WRITE: RequestType.WRITE}
+
+
+class Issued:
+    """The consistency tokens that this database has given lately; others are taken for foreign."""
+
+    def __init__(self) -> None:
+        self._tokens: OrderedDict[str, None] = OrderedDict()
+
+    def __contains__(self, token: str) -> bool:
+        return token in self._tokens
+
+    def add(self, token: str) -> None:
+        self._tokens[token] = None
+        self._tokens.move_to_end(token)
+        if len(self._tokens) > MAX_TOKENS:
+            self._tokens.popitem(last=False)
+
+
+class Front:
+    """Serves the API of the database."""
+
+    def __init__(
+        self,
+        partitions: Partitions,
+        dialect: Dialect,
+        database: Database,
+        forwarder: Forwarder,
+        answers: Answers,
+        *,
+        behind: Callable[[Served], Behind],
+        writes: Writes | None,
+        passes_unknown: bool,
+    ) -> None:
+        """behind: what stands between a partition and the database. writes: None where nothing is
+        replicated. passes_unknown: what the dialect does not know goes to the database all the same.
+        """
+        self._partitions, self._dialect, self._database = partitions, dialect, database
+        self._forwarder, self._answers, self._behind = forwarder, answers, behind
+        self._writes, self._passes_unknown = writes, passes_unknown
+        self._issued = Issued()
+        self.misunderstood = 0
+
+    # -- where it is served -----------------------------------------------------------------------
+
+    async def from_application(self, request: web.Request) -> web.StreamResponse:
+        """A request of an application."""
+        path, query = _target(request, "")
+        call = self._call_of(request.method, path)
+        if call.kind is Kind.CONTROL:
+            return await self._stream(request, call, Request(request.method, path, query))
+        tenant = self._dialect.tenant_of(path)
+        self._partitions.of(tenant)
+
+        async def here(request: web.Request) -> web.StreamResponse:
+            return await self._here(request, call, tenant, path, query)
+
+        return await self._forwarder.serve(request, TYPES[call.kind], tenant, here)
+
+    async def from_node(self, request: web.Request) -> web.StreamResponse:
+        """The same, forwarded by another node."""
+        path, query = _target(request, DATABASE_PREFIX)
+        call = self._call_of(request.method, path)
+        return await self._here(request, call, self._dialect.tenant_of(path), path, query)
+
+    def _call_of(self, method: str, path: str) -> Call:
+        call = self._dialect.call_of(method, path)
+        if call is not None:
+            return call
+        if self._passes_unknown:
+            return Call("unknown", Kind.CONTROL)
+        raise Refused(
+            "not_replicated",
+            f"{method} {path[:200]}: the dialect {self._dialect.name} does not know this call, and "
+            "a write that passes unseen would let the regions drift apart (database.on_unknown: "
+            "pass sends it to this region's database alone)",
+            501,
+        )
+
+    # -- how it is served here --------------------------------------------------------------------
+
+    async def _here(
+        self, request: web.Request, call: Call, tenant: str, path: str, query: str
+    ) -> web.StreamResponse:
+        here = self._partitions.of(tenant)
+        if call.kind is Kind.READ:
+            await self._reach(request, here)
+            return await self._stream(request, call, Request(request.method, path, query))
+        return await self._write(request, call, here, Request(request.method, path, query))
+
+    async def _reach(self, request: web.Request, here: Served) -> None:
+        """Wait until the database has what a token names."""
+        consistency = headers.consistency_of(request.headers)
+        if consistency is None:
+            return
+        await waits.reach(here, consistency)
+        applier = self._behind(here).applier
+        if not await applier.wait_applied(here.store.revision, consistency.timeout_s):
+            raise Refused(
+                "token_not_reached",
+                f"the database of node {here.store.node} has not been told everything that "
+                f"X-Revision-Token names within {consistency.timeout_s * 1000:.0f} ms; try again, "
+                "or wait longer (X-Consistency-Timeout-Ms)",
+                409,
+            )
+
+    async def _stream(self, request: web.Request, call: Call, asked: Request) -> web.StreamResponse:
+        """Passed on both ways as it comes."""
+        if call.looks_inside:
+            body: Body = await request.read()
+            local = self._dialect.localized(
+                call, asked._replace(body=_inside(request, body)), self._issued.__contains__
+            )
+            passed = passed_on(request, body)
+            if local.body is not asked.body and local.body != _inside(request, body):
+                body = local.body
+                passed.popall(hdrs.CONTENT_ENCODING, None)
+        else:
+            body = request.content if request.body_exists else None
+            local = self._dialect.localized(call, asked, self._issued.__contains__)
+            passed = passed_on(request, body)
+        try:
+            async with self._database.sent(
+                request.method, _line(local), passed, body, is_endless=call.is_endless
+            ) as answer:
+                return await self._pass_back(request, call, answer)
+        except NotSent:
+            raise
+        except Unavailable as unavailable:
+            if call.kind is not Kind.READ or isinstance(body, aiohttp.StreamReader):
+                raise
+            # A read may be done again elsewhere.
+            raise Unavailable("database_unavailable", unavailable.message) from unavailable
+
+    async def _pass_back(
+        self, request: web.Request, call: Call, answer: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        passed = end_to_end(answer.headers)
+        passed["X-Served-By"] = self._answers.served_by
+        length = answer.content_length
+        if not call.looks_inside or length is None or length > SMALL_BYTES:
+            return await relay(request, answer, passed, whose="the database")
+        body = await answer.read()
+        self._note_tokens(call, answer.status, passed.get(hdrs.CONTENT_ENCODING), body)
+        return web.Response(body=body, status=answer.status, reason=answer.reason, headers=passed)
+
+    def _note_tokens(self, call: Call, status: int, encoding: str | None, body: bytes) -> None:
+        if status == 200 and encoding is None:
+            for token in self._dialect.tokens_of(call, body):
+                self._issued.add(token)
+
+    # -- writes -----------------------------------------------------------------------------------
+
+    async def _write(
+        self, request: web.Request, call: Call, here: Served, asked: Request
+    ) -> web.StreamResponse:
+        concern = headers.concern_of(request.headers)
+        here.concerns.check(concern.level)
+        here.store.check_fence()
+        body = await request.read()
+        inside = _inside(request, body)
+        local = self._dialect.localized(
+            call, asked._replace(body=inside), self._issued.__contains__
+        )
+        passed = passed_on(request, body)
+        if local.body != inside:
+            body = local.body
+            passed.popall(hdrs.CONTENT_ENCODING, None)
+
+        async def send() -> Answer:
+            return await self._database.answer(request.method, _line(local), passed, body or None)
+
+        write = self._dialect.write_of(call, local) if self._writes else None
+        if write is None or self._writes is None:
+            answer, written = await send(), None
+            if self._writes and answer.is_done:
+                self._note_misunderstood(call)
+        else:
+            answer, written = await self._writes.carry_out(self._behind(here), write, send)
+        self._note_tokens(
+            call, answer.status, answer.headers.get(hdrs.CONTENT_ENCODING), answer.body
+        )
+        answer.headers["X-Served-By"] = self._answers.served_by
+        if written is not None:
+            return await self._written(here, answer, written, concern)
+        return _response(answer)
+
+    async def _written(
+        self, here: Served, answer: Answer, written: Written, concern: headers.Concern
+    ) -> web.StreamResponse:
+        token = waits.token_text(here, written.revision, written.vector)
+        answer.headers["X-Revision-Token"] = token
+        if concern.level is not WriteConcern.LOCAL:
+            missing = await waits.hold(here, written, concern)
+            if missing:
+                failure = waits.concern_failure(concern, missing)
+                text = f'{{{failure}"token":"{token}"}}'
+                return self._answers.json(text, 504, {"X-Revision-Token": token})
+        return _response(answer)
+
+    def _note_misunderstood(self, call: Call) -> None:
+        self.misunderstood += 1
+        log.error(
+            "the database has taken a write that the dialect does not understand: it is not "
+            "replicated; `sidecar adopt` finds what it changed",
+            extra={"call": call.name},
+        )
+
+
+def proxy_app(front: Front, answers: Answers, health: web.RequestHandler) -> web.Application:
+    """The application of the app listener; `GET /health` is this node's own."""
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app.router.add_get("/health", health, allow_head=True)
+    app.router.add_route(hdrs.METH_ANY, "/{path:.*}", answers.guarded(front.from_application))
+    return app
+
+
+def serve_forwarded(peer: web.Application, front: Front, answers: Answers) -> None:
+    """Serve what other nodes forward; from here nothing is forwarded again."""
+    route = answers.guarded(front.from_node)
+    peer.router.add_route(hdrs.METH_ANY, DATABASE_PREFIX + "/{path:.*}", route)
+
+
+def _target(request: web.Request, prefix: str) -> tuple[str, str]:
+    """Path and query as they came."""
+    path, _, query = request.raw_path.partition("?")
+    return path.removeprefix(prefix), query
+
+
+def _line(local: Request) -> str:
+    return f"{local.path}?{local.query}" if local.query else local.path
+
+
+def _response(answer: Answer) -> web.Response:
+    return web.Response(body=answer.body, status=answer.status, headers=answer.headers)
+
+
+def _inside(request: web.Request, body: bytes) -> bytes:
+    """The body as it was before it was compressed. Raises Refused."""
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
+    if encoding == "identity" or not body:
+        return body
+    if encoding not in {"gzip", "deflate"}:
+        raise Refused(
+            "unsupported_encoding",
+            f"Content-Encoding {encoding[:80]!r}: this call must be looked into, and only gzip and "
+            "deflate are undone",
+            415,
+        )
+    packed = zlib.decompressobj(zlib.MAX_WBITS | (16 if encoding == "gzip" else 0))
+    try:
+        plain = packed.decompress(body, MAX_BODY_BYTES + 1)
+    except zlib.error as error:
+        raise Refused("bad_body", f"the body cannot be decompressed: {error}") from None
+    if len(plain) > MAX_BODY_BYTES:
+        raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(plain))
+    return plain
