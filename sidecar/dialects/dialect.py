@@ -68,8 +68,8 @@ class Write(NamedTuple):
     """What a write is going to change, if the database takes it.
 
     changes: one per tuple, no tuple twice. matching: instead of them, a filter in the dialect's own
-    words (see `Dialect.find`): all it matches is deleted. is_partial: the database may do only some
-    of it and not say which, so it must be looked at afterwards.
+    words (see `ReplicatedDialect.find`): all it matches is deleted. is_partial: the database may do
+    only some of it and not say which, so it must be looked at afterwards.
     """
 
     tenant: str
@@ -82,32 +82,37 @@ class Verdict(StrEnum):
     """What an answer of the database means for what was asked.
 
     done: it is so now. refused: it never will be while database and request are as they are (a
-    type that the schema does not know). again: it may be later (overload, an outage, a conflict).
+    type that the schema does not know; what such a filter asks for is not there). again: it may be
+    later (overload, an outage, a conflict). differs: a tuple is there with another payload, which
+    this database does not overwrite; nothing was changed, and `replace` is the way.
     """
 
     DONE = "done"
     REFUSED = "refused"
     AGAIN = "again"
+    DIFFERS = "differs"
 
 
 class Dialect(ABC):
-    """The dialect of one database, made for one region. All methods are pure.
+    """What applications ask of one kind of database, made for one region. All methods are pure.
 
     name: as in the configuration. proven: what it has been run against, in words for /health.
-    health_path: a GET that answers 200 while the database serves. most_changes: per `apply`.
+    health_path: a GET that answers below 500 while the database serves. replicates: whether it is a
+    `ReplicatedDialect`.
     """
 
     name: ClassVar[str]
     proven: ClassVar[str]
     health_path: ClassVar[str]
-    most_changes: ClassVar[int]
-    replicates: ClassVar[bool] = True
-
-    # -- what applications ask --------------------------------------------------------------------
+    replicates: ClassVar[bool] = False
 
     @abstractmethod
     def call_of(self, method: str, path: str) -> Call | None:
-        """What this request is; None: the dialect does not know it."""
+        """What this request is; None: the dialect does not know it.
+
+        Raises Refused for a known call that cannot be replicated and whose reason is worth more
+        words than "unknown".
+        """
 
     @abstractmethod
     def tenant_of(self, path: str) -> str:
@@ -117,7 +122,8 @@ class Dialect(ABC):
         """The request as the database of this region must get it.
 
         is_issued: whether a consistency token was given by this database. The very same object when
-        nothing has to change: then the body goes on as it came.
+        nothing has to change: then the body goes on as it came. Raises Refused where this region
+        has nothing that stands for what the request names.
         """
         return request
 
@@ -125,15 +131,26 @@ class Dialect(ABC):
         """The consistency tokens in an answer of the database."""
         return ()
 
-    @abstractmethod
     def write_of(self, call: Call, request: Request) -> Write | None:
         """What a (localized) write is going to change.
 
         None: nothing, or the database will refuse it, and should do so in its own words. Raises
         Refused for what the database might take and which cannot be replicated.
         """
+        return None
 
-    # -- what the sidecar asks --------------------------------------------------------------------
+
+class ReplicatedDialect(Dialect):
+    """A dialect whose writes are understood, and which the sidecar itself reads and writes with.
+
+    most_changes: per `apply`.
+    """
+
+    most_changes: ClassVar[int]
+    replicates: ClassVar[bool] = True
+
+    @abstractmethod
+    def write_of(self, call: Call, request: Request) -> Write | None: ...
 
     @abstractmethod
     def find(self, tenant: str, matching: Mapping[str, object], cursor: str | None) -> Ask:
@@ -141,7 +158,9 @@ class Dialect(ABC):
 
     @abstractmethod
     def found(self, tenant: str, body: bytes) -> Found:
-        """The answer to `find`. Raises ValueError when it is none."""
+        """The answer to `find`. Raises ValueError when it is none, and Refused for a relationship
+        that cannot be replicated.
+        """
 
     @abstractmethod
     def look(self, identities: Sequence[Identity]) -> Sequence[Mapping[str, object]]:
@@ -159,12 +178,16 @@ class Dialect(ABC):
         for a single change whose payload the database has no place for.
         """
 
+    def replace(self, tenant: str, change: Change) -> Sequence[Ask]:
+        """The same for one change that `apply` found to differ: requests in order, not atomic."""
+        return (self.apply(tenant, [change]),)
+
     @abstractmethod
     def verdict(self, status: int, body: bytes) -> Verdict:
         """What the answer to an `apply`, a `find` or an `apply_schema` means."""
 
 
-class SchemaDialect(Dialect):
+class SchemaDialect(ReplicatedDialect):
     """A dialect whose database has one schema, which is replicated with the relationships.
 
     `write_of` answers a schema write with an insert of `schema_tuple`.
