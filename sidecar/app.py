@@ -32,6 +32,8 @@ from sidecar.peer.forward import Forwarder
 from sidecar.peer.inspection import Inspection
 from sidecar.peer.promoting import Promoting
 from sidecar.peer.server import Reception, peer_app
+from sidecar.proxy.assembly import Proxy, ProxyParts
+from sidecar.proxy.front import proxy_app, serve_requests_of_nodes
 from sidecar.serving import listening, redis_url, running
 
 log = logging.getLogger(__name__)
@@ -89,11 +91,15 @@ async def _serve(
             timeout_s=timeout_s,
             doubt=probes.doubt,
             forwarded=metrics.forwarded,
+            is_proxy=config.database is not None,
         )
     )
-    native = native_app(partitions, node=node, health=health.check, routed=forwarder.routed)
-
     answers = Answers(node)
+    proxy = None
+    if config.database is not None:
+        parts = ProxyParts(config, partitions, forwarder, answers, metrics)
+        proxy = await stack.enter_async_context(Proxy(config.database, parts))
+        health.behind_stands(proxy)
     promoting = Promoting(partitions.everywhere.promotion, answers)
     operations = Operations(
         node,
@@ -107,23 +113,34 @@ async def _serve(
     admin = admin_app(metrics, health, conflicts, operations)
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
     peer = peer_app(reception, health, Inspection(partitions, answers), promoting)
-    serve_forwarded(peer, native)
+    drain_s = float(config.drain_timeout_s)
+    if proxy is None:
+        native = native_app(partitions, node=node, health=health.check, routed=forwarder.routed)
+        serve_forwarded(peer, native)
+        app: web.AppRunner = app_listener(native, shutdown_timeout=drain_s)
+    else:
+        serve_requests_of_nodes(peer, proxy.front, answers)
+        front = proxy_app(proxy.front, answers, health.answer)
+        app = AppListener(front, answers, auto_decompress=False, shutdown_timeout=drain_s)
     listeners: list[tuple[str, Address, web.AppRunner]] = [
         ("admin", config.admin_address, AppListener(admin, answers)),
         (
             "peer",
             config.peer_address,
-            web.AppRunner(peer, access_log=None, shutdown_timeout=2.0),
+            # A database gets bodies as they came.
+            web.AppRunner(
+                peer, access_log=None, shutdown_timeout=2.0, auto_decompress=proxy is None
+            ),
         ),
     ]
     for name, address, runner in listeners:
         await stack.enter_async_context(listening(name, address, runner))
-    await stack.enter_async_context(running(loops, *partitions.loops(), probes.run()))
+    behind = proxy.loops() if proxy else ()
+    await stack.enter_async_context(running(loops, *partitions.loops(), probes.run(), *behind))
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
     stack.push_async_callback(partitions.hand_over, min(2.0, config.drain_timeout_s))
-    runner = app_listener(native, shutdown_timeout=float(config.drain_timeout_s))
-    await stack.enter_async_context(listening("app", config.app_address, runner))
+    await stack.enter_async_context(listening("app", config.app_address, app))
 
     stopped = asyncio.create_task(stop.wait())
     opened = asyncio.create_task(partitions.opened())

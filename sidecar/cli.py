@@ -101,10 +101,9 @@ def sidecar(
 def run(config: ConfigOption = None, node: NodeOption = None) -> None:
     """Run one node in the foreground until SIGTERM or Ctrl-C."""
     with _one_line():
-        from sidecar.config import check_runnable, load
+        from sidecar.config import load
 
         settings = load(config, node=node, environ=os.environ)
-        check_runnable(settings)
         from sidecar.app import run_node
 
         async def serve() -> None:
@@ -153,7 +152,7 @@ def check_config(
 ) -> None:
     """Say what a configuration file means, and what `run` would refuse of it."""
     with _one_line():
-        from sidecar.config import check_runnable, load
+        from sidecar.config import load
         from sidecar.rules import custom_script, rules_of
 
         settings = load(file, node=node, environ=os.environ)
@@ -168,7 +167,6 @@ def check_config(
         for remark in settings.remarks():
             typer.echo(f"note: {remark}")
         try:
-            check_runnable(settings)
         except Refused as refused:
             typer.echo(f"note: `sidecar run` refuses this: {refused.message}")
 
@@ -567,7 +565,7 @@ def _meaning(config: "Config") -> Iterator[str]:
     yield f"listens              {addresses}, admin {config.admin_address}"
     yield f"store                {config.redis.safe_url}"
     if config.database is not None:
-        yield f"database             {config.database.dialect} at {config.database.safe_url}"
+        yield f"database             {config.database.dialect} at {config.database.url}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from sidecar.core.topology import Problem, spell
+from sidecar.core.topology import spell
 from sidecar.errors import Refused
 from sidecar.settings import (
     COMMAND_LINE,
@@ -47,7 +47,6 @@ __all__ = [
     "Log",
     "RedisSettings",
     "Replication",
-    "check_runnable",
     "checked",
     "default_config",
     "load",
@@ -127,12 +126,17 @@ def _settled(config: Config, node: str | None, variables: Mapping[str, str]) -> 
 
 
 def _beside(path: Path | None, config: Config) -> Config:
-    """The path of a script counts from the folder of the file, where there is one."""
-    script = config.replication.custom_script
-    if path is None or script is None:
+    """The paths of a script and of a key count from the folder of the file, where there is one."""
+    if path is None:
         return config
-    replication = config.replication.model_copy(update={"custom_script": path.parent / script})
-    return config.model_copy(update={"replication": replication})
+    replication, database = config.replication, config.database
+    if replication.custom_script is not None:
+        script = path.parent / replication.custom_script
+        replication = replication.model_copy(update={"custom_script": script})
+    if database is not None and database.token_file is not None:
+        token_file = path.parent / database.token_file
+        database = database.model_copy(update={"token_file": token_file})
+    return config.model_copy(update={"replication": replication, "database": database})
 
 
 def _refuse_clashes(config: Config) -> None:
@@ -380,24 +384,3 @@ def _deep_section(annotation: Any) -> type[BaseModel] | None:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
-
-
-# -- what can be run -------------------------------------------------------------------------------
-
-
-def check_runnable(config: Config) -> None:
-    """Refuse settings that this release understands and does not carry out yet.
-
-    Nothing runs as something else in silence. Raises Refused("not_available").
-    """
-    found = list(_not_available(config))
-    if found:
-        place, text = found[0]
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        message = f"{spell(place)}: {text} not available in this release{more}"
-        raise Refused("not_available", message)
-
-
-def _not_available(config: Config) -> Iterator[Problem]:
-    if config.database is not None:
-        yield Problem(("database",), "a database behind the sidecar is")

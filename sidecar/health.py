@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Self
+from typing import Protocol, Self
 
 from aiohttp import web
 
@@ -12,6 +12,23 @@ from sidecar.core.topology import Node
 from sidecar.store.redis_store import RedisStore
 
 RELEASE = version("inferadb-sidecar")
+
+
+class Behind(Protocol):
+    """The database behind a node."""
+
+    @property
+    def away_because(self) -> str:
+        """Why it does not serve, in words; "" when it does."""
+        ...
+
+    def reasons(self) -> list[str]:
+        """What else a person should know of it."""
+        ...
+
+    def facts(self) -> Mapping[str, object]:
+        """What it is."""
+        ...
 
 
 class Health:
@@ -36,6 +53,11 @@ class Health:
         """
         self._node, self._store, self._targets, self._damage = node, store, targets, damage
         self._restricted = restricted or {}
+        self._database: Behind | None = None
+
+    def behind_stands(self, database: Behind) -> None:
+        """A database stands behind this node: it serves when that does."""
+        self._database = database
 
     def check(self) -> tuple[bool, dict[str, object]]:
         """Whether reads and writes are served here, and what a person wants to know."""
@@ -47,6 +69,7 @@ class Health:
             reasons += [f"tenants of {regions}: {reason}" for reason in news]
         word = "unhealthy" if not is_serving else "degraded" if reasons else "healthy"
         return is_serving, {
+            **({"database": self._database.facts()} if self._database else {}),
             "status": word,
             "reasons": reasons,
             "node": self._node.id,
@@ -59,7 +82,10 @@ class Health:
         reasons = [f"store: {why_not}"] if why_not else []
         if self._store.takes_no_writes_because:
             reasons.append(f"writes are refused: {self._store.takes_no_writes_because}")
+        if self._database and self._database.away_because:
+            reasons.append(f"database: {self._database.away_because}")
         is_serving = not reasons
+        reasons += self._database.reasons() if self._database else []
         if self._store.full_because:
             reasons.append(f"store is full, writes are refused: {self._store.full_because}")
         reasons += self._damage()
@@ -72,6 +98,8 @@ class Health:
     def seen_by_router(self) -> NodeHealth:
         """Whether some requests that arrive here are served here: each partition says which."""
         stores = (self._store, *(health._store for health in self._restricted.values()))
+        if self._database and self._database.away_because:
+            return NodeHealth.UNREACHABLE
         is_away = all(store.serves_not_because for store in stores)
         return NodeHealth.UNREACHABLE if is_away else NodeHealth.HEALTHY
 

@@ -1,4 +1,4 @@
-"""What an HTTP proxy does with the messages that pass through it: headers of the link, and bodies."""
+"""What an HTTP proxy does with messages that pass through it: headers of the link, and bodies."""
 
 from collections.abc import Mapping
 from typing import Final

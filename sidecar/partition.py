@@ -37,6 +37,7 @@ from sidecar.peer.client import Dialler
 from sidecar.peer.server import Receiver
 from sidecar.rules import custom_script, rules_of
 from sidecar.store.opening import READERS, Check
+from sidecar.store.proxy_store import ProxyStore
 from sidecar.store.redis_store import PARTITIONS, RedisStore
 
 FEW_READERS = 2
@@ -54,7 +55,7 @@ def store_of(
     Refused("bad_script").
     """
     custom = custom_script(config)
-    return RedisStore(
+    return (ProxyStore if _is_told(config) else RedisStore)(
         url,
         prefix=config.redis.prefix,
         node=config.this_node.id,
@@ -70,6 +71,11 @@ def store_of(
         check=check,
         custom=custom,
     )
+
+
+def _is_told(config: Config) -> bool:
+    """Whether a database is told what is merged here."""
+    return config.database is not None and config.database.dialect != "passthrough"
 
 
 def _topology_of(config: Config, name: str) -> Topology:

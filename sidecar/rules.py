@@ -1,8 +1,9 @@
 """The conflict rules that a configuration means, its custom script read and checked."""
 
 from sidecar.config import Config
-from sidecar.core.conflict import Override, Rules
+from sidecar.core.conflict import ConflictResolutionStrategy, Override, Rules
 from sidecar.core.script import MAX_SCRIPT_BYTES, CustomScript, check
+from sidecar.dialects.dialect import SCHEMA_TYPE
 from sidecar.errors import Refused
 
 
@@ -26,13 +27,21 @@ def custom_script(config: Config) -> CustomScript | None:
 def rules_of(config: Config, custom: CustomScript | None) -> Rules:
     """How conflicts are decided on every node of the topology."""
     replication = config.replication
+    has_schema = config.database is not None and config.database.dialect == "spicedb"
     return Rules.of(
         replication.conflict_resolution,
         replication.region_priorities,
         {str(node.id): str(node.region) for node in config.topology.nodes()},
         [
-            Override(override.strategy, override.relation, override.resource_type)
-            for override in replication.conflict_overrides
+            # A schema has no other winner than the last one written.
+            *(
+                [Override(ConflictResolutionStrategy.LAST_WRITE_WINS, None, SCHEMA_TYPE)]
+                * has_schema
+            ),
+            *(
+                Override(override.strategy, override.relation, override.resource_type)
+                for override in replication.conflict_overrides
+            ),
         ],
         custom.source if custom else "",
     )

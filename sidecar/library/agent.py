@@ -15,7 +15,7 @@ from aiohttp import web
 
 from sidecar.agent.ship import Target
 from sidecar.api.answers import Answers
-from sidecar.config import check_runnable, checked
+from sidecar.config import checked
 from sidecar.core.router import NodeHealth
 from sidecar.core.topology import NodeId, Topology
 from sidecar.errors import Refused, ungrouped
@@ -163,7 +163,6 @@ class ReplicationAgent:
         settings = _settings(topology, resolver, config or ReplicationConfig(), node.id)
         settings["listen"] = {} if listen is None else {"peer": listen}
         self._config = checked(settings)
-        check_runnable(self._config)
         if resolver.rules_of(topology) != store.rules:
             raise Refused(
                 "bad_resolver",

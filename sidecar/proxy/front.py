@@ -1,7 +1,7 @@
 """The app listener in proxy mode: what becomes of each request of an application.
 
-Owns which requests are known, where they are served, and what is passed on unchanged. A request that
-another node forwards comes to the peer listener, under a prefix, and is served here or not at all.
+Owns which requests are known, where they are served, and what is passed on unchanged. A request
+that another node forwards comes to the peer listener, under a prefix, and is served here alone.
 """
 
 import logging
@@ -12,9 +12,10 @@ from typing import Final
 
 import aiohttp
 from aiohttp import hdrs, web
+from multidict import CIMultiDict
 
 from sidecar.api import headers, waits
-from sidecar.api.answers import Answers
+from sidecar.api.answers import Answers, Route
 from sidecar.api.served import Partitions, Served
 from sidecar.core.concern import WriteConcern
 from sidecar.core.router import RequestType
@@ -64,12 +65,12 @@ class Front:
         forwarder: Forwarder,
         answers: Answers,
         *,
-        behind: Callable[[Served], Behind],
+        behind: Callable[[Served], Behind | None],
         writes: Writes | None,
         passes_unknown: bool,
     ) -> None:
         """behind: what stands between a partition and the database. writes: None where nothing is
-        replicated. passes_unknown: what the dialect does not know goes to the database all the same.
+        replicated. passes_unknown: what the dialect does not know goes to the database, too.
         """
         self._partitions, self._dialect, self._database = partitions, dialect, database
         self._forwarder, self._answers, self._behind = forwarder, answers, behind
@@ -130,8 +131,10 @@ class Front:
         if consistency is None:
             return
         await waits.reach(here, consistency)
-        applier = self._behind(here).applier
-        if not await applier.wait_applied(here.store.revision, consistency.timeout_s):
+        behind = self._behind(here)
+        if behind is None:
+            return
+        if not await behind.applier.wait_applied(here.store.revision, consistency.timeout_s):
             raise Refused(
                 "token_not_reached",
                 f"the database of node {here.store.node} has not been told everything that "
@@ -143,14 +146,8 @@ class Front:
     async def _stream(self, request: web.Request, call: Call, asked: Request) -> web.StreamResponse:
         """Passed on both ways as it comes."""
         if call.looks_inside:
-            body: Body = await request.read()
-            local = self._dialect.localized(
-                call, asked._replace(body=_inside(request, body)), self._issued.__contains__
-            )
-            passed = passed_on(request, body)
-            if local.body is not asked.body and local.body != _inside(request, body):
-                body = local.body
-                passed.popall(hdrs.CONTENT_ENCODING, None)
+            local, passed, whole = await self._looked_into(request, call, asked)
+            body: Body = whole or None
         else:
             body = request.content if request.body_exists else None
             local = self._dialect.localized(call, asked, self._issued.__contains__)
@@ -167,6 +164,21 @@ class Front:
                 raise
             # A read may be done again elsewhere.
             raise Unavailable("database_unavailable", unavailable.message) from unavailable
+
+    async def _looked_into(
+        self, request: web.Request, call: Call, asked: Request
+    ) -> tuple[Request, CIMultiDict[str], bytes]:
+        """The request for this region's database, its headers, and its body as it goes on."""
+        body = await request.read()
+        inside = _inside(request, body)
+        local = self._dialect.localized(
+            call, asked._replace(body=inside), self._issued.__contains__
+        )
+        passed = passed_on(request, body)
+        if local.body != inside:
+            passed.popall(hdrs.CONTENT_ENCODING, None)
+            body = local.body
+        return local, passed, body
 
     async def _pass_back(
         self, request: web.Request, call: Call, answer: aiohttp.ClientResponse
@@ -193,26 +205,19 @@ class Front:
         concern = headers.concern_of(request.headers)
         here.concerns.check(concern.level)
         here.store.check_fence()
-        body = await request.read()
-        inside = _inside(request, body)
-        local = self._dialect.localized(
-            call, asked._replace(body=inside), self._issued.__contains__
-        )
-        passed = passed_on(request, body)
-        if local.body != inside:
-            body = local.body
-            passed.popall(hdrs.CONTENT_ENCODING, None)
+        local, passed, body = await self._looked_into(request, call, asked)
 
         async def send() -> Answer:
             return await self._database.answer(request.method, _line(local), passed, body or None)
 
-        write = self._dialect.write_of(call, local) if self._writes else None
-        if write is None or self._writes is None:
+        behind = self._behind(here)
+        write = self._dialect.write_of(call, local)
+        if write is None or self._writes is None or behind is None:
             answer, written = await send(), None
-            if self._writes and answer.is_done:
+            if behind is not None and answer.is_done:
                 self._note_misunderstood(call)
         else:
-            answer, written = await self._writes.carry_out(self._behind(here), write, send)
+            answer, written = await self._writes.carry_out(behind, write, send)
         self._note_tokens(
             call, answer.status, answer.headers.get(hdrs.CONTENT_ENCODING), answer.body
         )
@@ -243,7 +248,7 @@ class Front:
         )
 
 
-def proxy_app(front: Front, answers: Answers, health: web.RequestHandler) -> web.Application:
+def proxy_app(front: Front, answers: Answers, health: Route) -> web.Application:
     """The application of the app listener; `GET /health` is this node's own."""
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     app.router.add_get("/health", health, allow_head=True)
@@ -251,7 +256,7 @@ def proxy_app(front: Front, answers: Answers, health: web.RequestHandler) -> web
     return app
 
 
-def serve_forwarded(peer: web.Application, front: Front, answers: Answers) -> None:
+def serve_requests_of_nodes(peer: web.Application, front: Front, answers: Answers) -> None:
     """Serve what other nodes forward; from here nothing is forwarded again."""
     route = answers.guarded(front.from_node)
     peer.router.add_route(hdrs.METH_ANY, DATABASE_PREFIX + "/{path:.*}", route)

@@ -1,4 +1,4 @@
-"""One write of an application, through the database: noted, done there, given its version, answered.
+"""One write of an application through the database: noted, done there, and given its version.
 
 A crash at any point leaves an intent in Redis (`settling.py`) or a mark (`applier.py`).
 """
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from sidecar.core.relationship import Change, Operation
-from sidecar.dialects.dialect import ReplicatedDialect, Write
+from sidecar.dialects.dialect import Write
 from sidecar.errors import SidecarError, Unavailable
 from sidecar.proxy.applier import Applier
 from sidecar.proxy.database import Answer, NotSent
@@ -41,9 +41,6 @@ class Behind:
 class Writes:
     """The writes of a node; `carry_out` does one."""
 
-    def __init__(self, dialect: ReplicatedDialect) -> None:
-        self._dialect = dialect
-
     async def carry_out(
         self, behind: Behind, write: Write, send: Send
     ) -> tuple[Answer, Written | None]:
@@ -68,12 +65,16 @@ class Writes:
         intents: list[str] = []
         try:
             for part in parts:
-                intents.append(await behind.store.intend(write.tenant, part))
+                intents += [await behind.store.intend(write.tenant, part)]
+        except SidecarError:
+            await _withdraw(behind, intents)
+            raise
+        try:
             answer = await send()
         except NotSent:
             await _withdraw(behind, intents)
             raise
-        except SidecarError:
+        except BaseException:
             behind.settling.take(intents)
             raise
         if answer.is_refused:
@@ -100,7 +101,7 @@ class Writes:
                     written = await behind.store.commit(intent, write.tenant, done)
                 else:
                     await behind.store.withdraw(intent)
-            except Unavailable as unavailable:
+            except SidecarError as unavailable:
                 behind.settling.take(intents[index:])
                 raise Unavailable(
                     "outcome_unknown",
