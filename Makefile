@@ -10,10 +10,10 @@ SUITES := unit lua store sim api e2e chaos
 SOURCES := sidecar tests $(wildcard bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help install run format check test soak chaos bench clean
+.PHONY: help install run format check test test-real soak chaos bench clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -40,6 +40,10 @@ check: $(STAMP) ## Lint, format and types
 test: check ## check, then every suite, with the seconds of each (ARGS goes to pytest)
 	@$(BIN)/python tests/run_suites.py $(SUITES) -- $(ARGS)
 
+test-real: $(STAMP) ## Against real databases: fetches SpiceDB, says what could not be had
+	@$(BIN)/python tests/real/fetch.py
+	@$(BIN)/python tests/run_suites.py real -- $(ARGS)
+
 soak: $(STAMP) ## The long random runs
 	$(BIN)/python -m pytest -m soak tests $(ARGS)
 
@@ -51,5 +55,5 @@ bench: $(STAMP) ## Ratios of speed, each with its floor (ARGS=--json)
 	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## Remove .venv, caches and builds; keeps ./data
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .real_cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find sidecar tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
