@@ -166,9 +166,6 @@ def check_config(
             typer.echo(f"custom script        {custom.file}: sound for {count} sets of siblings")
         for remark in settings.remarks():
             typer.echo(f"note: {remark}")
-        try:
-        except Refused as refused:
-            typer.echo(f"note: `sidecar run` refuses this: {refused.message}")
 
 
 @app.command("import")

@@ -6,6 +6,9 @@ from sidecar.core.script import MAX_SCRIPT_BYTES, CustomScript, check
 from sidecar.dialects.dialect import SCHEMA_TYPE
 from sidecar.errors import Refused
 
+# A schema has no other winner than the last one written.
+_SCHEMA = Override(ConflictResolutionStrategy.LAST_WRITE_WINS, None, SCHEMA_TYPE)
+
 
 def custom_script(config: Config) -> CustomScript | None:
     """The script of the configuration, None without one. Raises Refused("bad_script")."""
@@ -33,11 +36,7 @@ def rules_of(config: Config, custom: CustomScript | None) -> Rules:
         replication.region_priorities,
         {str(node.id): str(node.region) for node in config.topology.nodes()},
         [
-            # A schema has no other winner than the last one written.
-            *(
-                [Override(ConflictResolutionStrategy.LAST_WRITE_WINS, None, SCHEMA_TYPE)]
-                * has_schema
-            ),
+            *([_SCHEMA] if has_schema else []),
             *(
                 Override(override.strategy, override.relation, override.resource_type)
                 for override in replication.conflict_overrides

@@ -36,6 +36,10 @@ LIST_BUDGET_S = 1.0
 WALK_LIMIT_S = 30.0
 """How long one `delete` by filter may search; then it deletes nothing and answers 503."""
 
+LOOKS: Final = frozenset(
+    {"/access/v1/relationships/list", "/access/v1/watch", "/access/v1/tenants"}
+)
+
 ANSWERS: Final = web.AppKey("answers", Answers)
 CALLS: Final = web.AppKey("calls", dict)
 
@@ -91,6 +95,14 @@ def native_app(
 def app_listener(app: web.Application, **options: Any) -> AppListener:
     """The runner that serves an application of `native_app`; options are AppRunner's."""
     return AppListener(app, app[ANSWERS], **options)
+
+
+def serve_looks(app: web.Application, native: web.Application) -> None:
+    """Serve of the calls of `native` those that show what is here and change nothing."""
+    for (method, path), call in native[CALLS].items():
+        if path in LOOKS:
+            app.router.add_route(method, path, call)
+    app.on_shutdown.extend(native.on_shutdown)
 
 
 def serve_forwarded(peer: web.Application, native: web.Application) -> None:

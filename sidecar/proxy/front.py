@@ -16,6 +16,8 @@ from multidict import CIMultiDict
 
 from sidecar.api import headers, waits
 from sidecar.api.answers import Answers, Route
+from sidecar.api.listener import AppListener
+from sidecar.api.native import ANSWERS, serve_looks
 from sidecar.api.served import Partitions, Served
 from sidecar.core.concern import WriteConcern
 from sidecar.core.router import RequestType
@@ -248,18 +250,24 @@ class Front:
         )
 
 
-def proxy_app(front: Front, answers: Answers, health: Route) -> web.Application:
-    """The application of the app listener; `GET /health` is this node's own."""
+def proxy_listener(
+    peer: web.Application, front: Front, native: web.Application, health: Route, **options: float
+) -> AppListener:
+    """The runner that serves applications; `GET /health` is this node's own.
+
+    native: its calls that look at what is here, the feed among it, are served as well.
+
+    peer: serves what other nodes forward; from there nothing is forwarded again. options: of
+    AppRunner.
+    """
     app = web.Application(client_max_size=MAX_BODY_BYTES)
+    answers = native[ANSWERS]
     app.router.add_get("/health", health, allow_head=True)
+    serve_looks(app, native)
     app.router.add_route(hdrs.METH_ANY, "/{path:.*}", answers.guarded(front.from_application))
-    return app
-
-
-def serve_requests_of_nodes(peer: web.Application, front: Front, answers: Answers) -> None:
-    """Serve what other nodes forward; from here nothing is forwarded again."""
     route = answers.guarded(front.from_node)
     peer.router.add_route(hdrs.METH_ANY, DATABASE_PREFIX + "/{path:.*}", route)
+    return AppListener(app, answers, auto_decompress=False, **options)
 
 
 def _target(request: web.Request, prefix: str) -> tuple[str, str]:
