@@ -567,7 +567,7 @@ def _meaning(config: "Config") -> Iterator[str]:
     yield f"listens              {addresses}, admin {config.admin_address}"
     yield f"store                {config.redis.safe_url}"
     if config.database is not None:
-        yield f"database             {config.database.dialect} at {config.database.safe_url}"
+        yield f"database             {config.database.dialect} at {config.database.url}"
 
 
 if __name__ == "__main__":

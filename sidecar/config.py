@@ -127,12 +127,17 @@ def _settled(config: Config, node: str | None, variables: Mapping[str, str]) -> 
 
 
 def _beside(path: Path | None, config: Config) -> Config:
-    """The path of a script counts from the folder of the file, where there is one."""
-    script = config.replication.custom_script
-    if path is None or script is None:
+    """The paths of a script and of a key count from the folder of the file, where there is one."""
+    if path is None:
         return config
-    replication = config.replication.model_copy(update={"custom_script": path.parent / script})
-    return config.model_copy(update={"replication": replication})
+    replication, database = config.replication, config.database
+    if replication.custom_script is not None:
+        script = path.parent / replication.custom_script
+        replication = replication.model_copy(update={"custom_script": script})
+    if database is not None and database.token_file is not None:
+        token_file = path.parent / database.token_file
+        database = database.model_copy(update={"token_file": token_file})
+    return config.model_copy(update={"replication": replication, "database": database})
 
 
 def _refuse_clashes(config: Config) -> None:

@@ -45,6 +45,7 @@ from sidecar.errors import Refused
 ENVIRONMENT = "INFERADB"
 
 _KEY_PREFIX = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+_FOREIGN_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 # -- single values ---------------------------------------------------------------------------------
@@ -158,6 +159,30 @@ def _store_url(url: str) -> str:
     return url
 
 
+def _http_url(url: str) -> str:
+    """Refuse what no database answers at; the text may hold a key, so it stays unsaid."""
+    kind = "http://HOST:PORT or https://HOST:PORT"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise _refuse(f"is not a URL: should be {kind}") from None
+    has_odd_letters = re.search(r"[\s\x00-\x1f\x7f]", url) is not None
+    if parts.scheme not in ("http", "https") or not host or port == 0 or has_odd_letters:
+        raise _refuse(f"should be {kind}")
+    if "@" in parts.netloc:
+        raise _refuse("names a user; the key of the database belongs into token_file")
+    if parts.path not in ("", "/") or "?" in url or "#" in url:
+        raise _refuse(f"should end after host and port: {kind}")
+    return url.removesuffix("/")
+
+
+def _foreign_id(text: str) -> str:
+    if not _FOREIGN_ID.fullmatch(text):
+        raise _refuse("is no id of OpenFGA, such as 01HVMMBCMGZNT3SED4Z17ECXCA")
+    return text
+
+
 def _not_a_bool(value: object) -> object:
     # Python takes `true` for the number 1.
     if isinstance(value, bool | float):
@@ -174,6 +199,9 @@ StoreUrl = Annotated[str, AfterValidator(_store_url)]
 KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
 ResourceType = Annotated[str, _checked(check_type)]
 Relation = Annotated[str, _checked(check_relation)]
+DatabaseUrl = Annotated[str, Field(max_length=2048), AfterValidator(_http_url)]
+ForeignId = Annotated[str, AfterValidator(_foreign_id)]
+TenantName = Annotated[str, _checked(check_tenant)]
 TenantPattern = Annotated[str, AfterValidator(_tenant_pattern)]
 
 
@@ -202,14 +230,22 @@ class RedisSettings(Section):
         return safe_url(self.url)
 
 
-class DatabaseSettings(Section):
-    dialect: Name
-    url: str = Field(repr=False, min_length=1, max_length=2048)
+class StoreSettings(Section):
+    """What one region's OpenFGA calls a store, and its models by their names here."""
 
-    @property
-    def safe_url(self) -> str:
-        """The URL without its password, for logs and status."""
-        return safe_url(self.url)
+    store: ForeignId
+    models: dict[Name, ForeignId] = {}
+
+
+class DatabaseSettings(Section):
+    """The database behind the sidecar. `stores`: by tenant and region, for openfga only."""
+
+    dialect: Literal["spicedb", "openfga", "passthrough"]
+    url: DatabaseUrl
+    on_unknown: Literal["refuse", "pass"] = "refuse"
+    token_file: Path | None = None
+    max_connections: Whole = Field(default=256, ge=1, le=65_536)
+    stores: dict[TenantName, dict[Id, StoreSettings]] = {}
 
 
 class Log(Section):
@@ -298,6 +334,7 @@ class Config(Section):
         found = [
             *(_under_replication(problem) for problem in problems(_shape(self.replication))),
             *(_under_replication(problem) for problem in _replication_problems(self.replication)),
+            *_database_problems(self),
         ]
         if found:
             raise PydanticCustomError("relations", "settings disagree", {"problems": found})
@@ -507,6 +544,54 @@ def _sets(replication: Replication) -> Iterator[Problem]:
                 "the regions of a tenant need a path to each other that leads through no other one"
             )
             yield Problem(place, text)
+
+
+def _database_problems(config: Config) -> Iterator[Problem]:
+    database = config.database
+    if database is None:
+        return
+    place = ("database", "stores")
+    if database.dialect != "openfga":
+        if database.stores:
+            yield Problem(place, f"only openfga has stores, not {database.dialect}")
+        return
+    if not database.stores:
+        yield Problem(place, "openfga needs it: for each store its id in each region")
+    known = _region_ids(config.replication)
+    for name, regions in database.stores.items():
+        allowed = config.tenants.of(name).regions
+        for region in regions:
+            if region not in known:
+                yield Problem((*place, name, region), _no_region(region, known))
+        for region in known:
+            if region not in regions and (allowed is None or region in allowed):
+                yield Problem((*place, name), f"has no id for region {region}")
+        yield from _models((*place, name), regions)
+    yield from _ambiguous_stores(database.stores)
+
+
+def _models(place: tuple[str | int, ...], regions: dict[str, StoreSettings]) -> Iterator[Problem]:
+    """Every region has the same models, and an id stands for one of them."""
+    names = {name: None for here in regions.values() for name in here.models}
+    meant: dict[str, str] = {}
+    for region, here in regions.items():
+        for name in names:
+            if name not in here.models:
+                text = f"has no id for the model {name!r}, which another region has"
+                yield Problem((*place, region, "models"), text)
+        for name, model in here.models.items():
+            if meant.setdefault(model, name) != name:
+                text = f"is the id of the model {meant[model]!r} already"
+                yield Problem((*place, region, "models", name), text)
+
+
+def _ambiguous_stores(stores: dict[str, dict[str, StoreSettings]]) -> Iterator[Problem]:
+    meant: dict[str, str] = {}
+    for tenant, regions in stores.items():
+        for region, here in regions.items():
+            if meant.setdefault(here.store, tenant) != tenant:
+                text = f"is the id of the store {meant[here.store]!r} already"
+                yield Problem(("database", "stores", tenant, region, "store"), text)
 
 
 def _idle_settings(config: Config) -> Iterator[Problem]:

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -311,7 +312,32 @@ def test_a_mistake_in_the_seeds_file_is_named_with_its_path(
         ("redis: {url: 'unix://'}", "redis.url: is incomplete"),
         ("redis: {url: 'embedded:'}", "redis.url: names no folder"),
         ("redis: {prefix: '{a}'}", "redis.prefix: should be 1 to 64 letters"),
-        ("database: {dialect: openfga}", "database.url: is required"),
+        ("database: {dialect: spicedb}", "database.url: is required"),
+        (
+            "database: {dialect: mysql, url: 'http://h'}",
+            "database.dialect: should be one of 'spicedb', 'openfga' or 'passthrough'",
+        ),
+        ("database: {dialect: spicedb, url: 'h:8443'}", "database.url: should be http://HOST"),
+        ("database: {dialect: spicedb, url: 'grpc://h'}", "database.url: should be http://HOST"),
+        ("database: {dialect: spicedb, url: 'http://'}", "database.url: should be http://HOST"),
+        ("database: {dialect: spicedb, url: 'http://h:0'}", "database.url: should be http://HOST"),
+        ("database: {dialect: spicedb, url: 'http://h h'}", "database.url: should be http://HOST"),
+        ("database: {dialect: spicedb, url: 'http://h:x'}", "database.url: is not a URL"),
+        ("database: {dialect: spicedb, url: 'http://h/v1'}", "database.url: should end after"),
+        ("database: {dialect: spicedb, url: 'http://h?a=b'}", "database.url: should end after"),
+        ("database: {dialect: spicedb, url: 'http://:k@h'}", "database.url: names a user; the key"),
+        (
+            "database: {dialect: spicedb, url: 'http://h', on_unknown: ask}",
+            "database.on_unknown: should be one of 'refuse' or 'pass'",
+        ),
+        (
+            "database: {dialect: spicedb, url: 'http://h', max_connections: 0}",
+            "database.max_connections: should be at least 1",
+        ),
+        (
+            "database: {dialect: spicedb, url: 'http://h', stores: {a: {local: {store: S}}}}",
+            "database.stores: only openfga has stores, not spicedb",
+        ),
         ("listen: {app: ':8080'}", "listen.app: should be host:port"),
         ("listen: {app: '127.0.0.1:8082'}", "listen.admin: 127.0.0.1:8082 is the address of list"),
         ("listen: {app: '0.0.0.0:8081'}", "the endpoint of node1: 127.0.0.1:8081 is the address"),
@@ -416,13 +442,87 @@ def test_settings_do_not_change_once_read() -> None:
         config.node = "node2"  # type: ignore[misc]
 
 
+# -- the database ----------------------------------------------------------------------------------
+
+
+def test_a_database_needs_a_dialect_and_a_url_and_has_defaults_for_the_rest(write: Write) -> None:
+    database = load(
+        write("database: {dialect: spicedb, url: 'http://h:8443/'}"), environ={}
+    ).database
+    assert database is not None
+    assert database.url == "http://h:8443"
+    assert (database.on_unknown, database.max_connections) == ("refuse", 256)
+    assert (database.token_file, database.stores) == (None, {})
+
+
+def test_the_key_of_the_database_lies_beside_the_file(write: Write) -> None:
+    path = write("database: {dialect: spicedb, url: 'https://h', token_file: db.key}")
+    database = load(path, environ={}).database
+    assert database is not None
+    assert database.token_file == path.parent / "db.key"
+
+
+def with_stores(stores: object, tenants: object = None) -> str:
+    regions = [
+        {"id": r, "zones": [{"id": r, "nodes": [{"id": f"n-{r}", "endpoint": f"h-{r}:1"}]}]}
+        for r in ("us", "eu")
+    ]
+    replication = {"regions": regions, **({"tenants": tenants} if tenants else {})}
+    database = {"dialect": "openfga", "url": "http://h", "stores": stores}
+    content = {"node": "n-us", "database": database, "replication": replication}
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+US = {"store": "S1", "models": {"v1": "M1"}}
+EU = {"store": "S2", "models": {"v1": "M2"}}
+
+
+def test_a_store_has_its_ids_in_each_region_it_may_be_in(write: Write) -> None:
+    config = load(write(with_stores({"shop": {"us": US, "eu": EU}})), environ={})
+    assert config.database is not None
+    assert config.database.stores["shop"]["eu"].models == {"v1": "M2"}
+    here_only = with_stores({"shop": {"us": US}}, {"shop": {"regions": ["us"]}})
+    assert load(write(here_only), environ={}).database is not None
+
+
+@pytest.mark.parametrize(
+    ("stores", "complaint_is"),
+    [
+        ({}, "database.stores: openfga needs it"),
+        ({"shop": {}}, "database.stores.shop: has no id for region us (and 1 more)"),
+        ({"shop": {"us": US}}, "database.stores.shop: has no id for region eu"),
+        ({"shop": {"us": US, "eu": EU, "ap": EU}}, "stores.shop.ap: there is no region 'ap'"),
+        ({"a b": {"us": US, "eu": EU}}, "database.stores.a b: tenant"),
+        ({"shop": {"us": {}, "eu": EU}}, "database.stores.shop.us.store: is required"),
+        ({"shop": {"us": US | {"model": "M"}, "eu": EU}}, "unknown setting; is models meant?"),
+        ({"shop": {"us": {"store": "a/b"}, "eu": EU}}, "shop.us.store: is no id of OpenFGA"),
+        (
+            {"shop": {"us": {"store": "S1"}, "eu": EU}},
+            "database.stores.shop.us.models: has no id for the model 'v1', which another",
+        ),
+        (
+            {"shop": {"us": US, "eu": EU}, "bank": {"us": EU, "eu": EU | {"store": "S3"}}},
+            "database.stores.bank.us.store: is the id of the store 'shop' already",
+        ),
+        (
+            {"shop": {r: {"store": "S", "models": {"v1": "M", "v2": "M"}} for r in ("us", "eu")}},
+            "database.stores.shop.us.models.v2: is the id of the model 'v1' already (and 1 more)",
+        ),
+    ],
+)
+def test_stores_that_would_be_ambiguous_or_missing_are_refused(
+    write: Write, stores: object, complaint_is: str
+) -> None:
+    assert complaint_is in complaint(write(with_stores(stores)))
+
+
 # -- what may run ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "complaint_is"),
     [
-        ("database: {dialect: openfga, url: 'http://h'}", "database: a database behind"),
+        ("database: {dialect: spicedb, url: 'http://h'}", "database: a database behind"),
     ],
 )
 def test_what_is_not_built_yet_loads_and_does_not_run(
@@ -492,17 +592,28 @@ def every_setting(model: type[BaseModel], path: str = "") -> Iterator[str]:
             yield from every_setting(section, f"{path}{name}.")
 
 
+def entries(annotation: Any, value: Any) -> Iterator[tuple[type[BaseModel], Any]]:
+    """The sections in a value, whatever lists and free mappings, such as tenants, are around."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, value
+    elif get_origin(annotation) is dict:
+        for one in value.values():
+            yield from entries(get_args(annotation)[1], one)
+    elif get_origin(annotation) is tuple:
+        for one in value:
+            yield from entries(get_args(annotation)[0], one)
+    elif get_origin(annotation) in (Annotated, Union, UnionType):
+        for argument in get_args(annotation):
+            yield from entries(argument, value)
+
+
 def every_written(content: Any, model: type[BaseModel], path: str = "") -> Iterator[str]:
-    """The settings that a file names; the keys of free mappings, such as tenants, are none."""
+    """The settings that a file names; the keys of free mappings are none."""
     for name, value in content.items():
         yield f"{path}{name}"
         field = model.model_fields.get(name)
-        below = list(sections(field.annotation)) if field else []
-        for section in below:
-            entries = [value] if name in Config.model_fields or name == "agent" else value
-            entries = list(entries.values()) if isinstance(entries, dict) else entries
-            for entry in entries:
-                yield from every_written(entry, section, f"{path}{name}.")
+        for section, entry in entries(field.annotation, value) if field else ():
+            yield from every_written(entry, section, f"{path}{name}.")
 
 
 def uncommented(text: str) -> str:
