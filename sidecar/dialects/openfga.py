@@ -128,9 +128,9 @@ class OpenFGA(ReplicatedDialect):
     # -- what applications ask --------------------------------------------------------------------
 
     def call_of(self, method: str, path: str) -> Call | None:
-        if (method, path) == ("POST", "/stores"):
-            raise not_replicated(CREATE_STORE)
         parts = _parts(path)
+        if parts is None and (method, unquote(path)) == ("POST", "/stores"):
+            raise not_replicated(f"not carried to other regions: {CREATE_STORE}")
         if parts is None:
             return OTHER_CALLS.get((method, unquote(path)))
         _, *rest = parts

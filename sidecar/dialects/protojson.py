@@ -83,6 +83,8 @@ def text(value: object) -> str:
     """A text field."""
     if not isinstance(value, str):
         raise Malformed("something else in the place of text")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise Malformed("text with half of a surrogate pair")
     return value
 
 

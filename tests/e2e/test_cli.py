@@ -292,7 +292,7 @@ def test_check_config_says_what_a_file_means_and_run_refuses_what_is_not_there(
     assert "us-west-1 (US West 1) ships to eu-central-1" in said
     other = tmp_path / "other.yaml"
     bound = "replication: {tenants: {'acme-*': {regions: [local]}, b: {regions: [local]}}}\n"
-    other.write_text(f"{bound}database: {{dialect: openfga, url: 'http://h'}}\n")
+    other.write_text(f"{bound}database: {{dialect: spicedb, url: 'http://h'}}\n")
     said = succeeded("check-config", str(other)).decode()
     assert "tenants              acme-*, b only in local (set-" in said
     assert "note: `sidecar run` refuses this: database: a database" in said

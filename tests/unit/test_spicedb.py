@@ -334,6 +334,7 @@ def test_a_schema_travels_as_a_tuple(message: object, schema: str) -> None:
 def test_a_schema_larger_than_a_condition_is_refused() -> None:
     assert "the schema has 40002 bytes" in not_replicated(SCHEMA, {"schema": "/" * 40_000})
     assert written(SCHEMA, {"schema": 7}) is None
+    assert written(SCHEMA, b'{"schema": "\\ud800"}') is None
 
 
 @pytest.mark.parametrize(
