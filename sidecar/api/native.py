@@ -102,7 +102,6 @@ def serve_looks(app: web.Application, native: web.Application) -> None:
     for (method, path), call in native[CALLS].items():
         if path in LOOKS:
             app.router.add_route(method, path, call)
-    app.on_shutdown.extend(native.on_shutdown)
 
 
 def serve_forwarded(peer: web.Application, native: web.Application) -> None:

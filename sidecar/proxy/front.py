@@ -263,7 +263,9 @@ def proxy_listener(
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     answers = native[ANSWERS]
     app.router.add_get("/health", health, allow_head=True)
-    serve_looks(app, native)
+    for one in (app, peer):
+        serve_looks(one, native)
+    app.on_shutdown.extend(native.on_shutdown)
     app.router.add_route(hdrs.METH_ANY, "/{path:.*}", answers.guarded(front.from_application))
     route = answers.guarded(front.from_node)
     peer.router.add_route(hdrs.METH_ANY, DATABASE_PREFIX + "/{path:.*}", route)
