@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from sidecar.core.relationship import (
-    MAX_CONDITION_BYTES,
     Change,
     Identity,
     Operation,
@@ -83,10 +82,12 @@ CALLS = {
     ("POST", "/v1/schema/diffschema"): _fresh("DiffSchema"),
     # A cursor of another region stays as it is: there is no position here that stands for it, and
     # SpiceDB, which knows what it issued before a restart of ours, is the one to judge it.
-    ("POST", "/v1/watch"): Call("Watch", Kind.READ),
+    ("POST", "/v1/watch"): Call("Watch", Kind.READ, is_endless=True),
     ("GET", "/healthz"): Call("Health", Kind.CONTROL),
     ("GET", "/openapi.json"): Call("OpenAPI", Kind.CONTROL),
 }
+
+MAX_SCHEMA_BYTES = 1024 * 1024
 
 PAGE = 1_000
 """Relationships in an answer to `find`: SpiceDB's own limit."""
@@ -305,9 +306,9 @@ def _schema_written(message: dict[str, Any]) -> Write:
     schema = text(fields(message, ["schema"]).get("schema", ""))
     carrying = schema_tuple(TENANT, schema)
     size = len((carrying.condition or "").encode("utf-8", "replace"))
-    if size > MAX_CONDITION_BYTES:
+    if size > MAX_SCHEMA_BYTES:
         raise not_replicated(
-            f"the schema has {size} bytes as JSON; at most {MAX_CONDITION_BYTES} can be replicated"
+            f"the schema has {size} bytes as JSON; at most {MAX_SCHEMA_BYTES} can be replicated"
         )
     return Write(TENANT, [Change(Operation.INSERT, carrying)])
 

@@ -231,7 +231,7 @@ def test_what_changes_nothing_is_left_to_spicedb(message: object) -> None:
     ("message", "says"),
     [
         ({"updates": [update(optionalCaveat={"caveatName": "ip", "context": {"a": "x" * 40_000}})]},
-         "at most 32768"),
+         "at most 1048576"),
         ({"updates": [update(optionalExpiresAt="1960-01-01T00:00:00Z")]}, "before 1970"),
         ({"updates": [update(optionalWeight=3)]}, '"optionalWeight" is not known'),
         ({"updates": [update()], "optionalDryRun": True}, '"optionalDryRun" is not known'),
