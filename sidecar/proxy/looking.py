@@ -1,12 +1,14 @@
 """What the database holds: the present state of tuples, and what a filter matches."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from sidecar.core.relationship import Change, Identity, Operation, Relationship
 from sidecar.dialects.dialect import (
     SCHEMA_TYPE,
     Ask,
+    Found,
     ReplicatedDialect,
     SchemaDialect,
     Verdict,
@@ -14,6 +16,8 @@ from sidecar.dialects.dialect import (
 )
 from sidecar.errors import Unavailable
 from sidecar.proxy.database import Answer, Database
+
+T = TypeVar("T")
 
 AT_ONCE = 8
 """Requests of ours at the same time."""
@@ -33,9 +37,7 @@ class Looking:
         found: dict[Identity, Relationship] = {}
         cursor = None
         while True:
-            page = self._dialect.found(
-                tenant, await self._read(self._dialect.find(tenant, matching, cursor))
-            )
+            page = await self._page(self._dialect.find(tenant, matching, cursor), tenant)
             found |= {one.identity: one for one in page.relationships}
             cursor = page.cursor
             if cursor is None:
@@ -58,23 +60,32 @@ class Looking:
         """The text of the present schema; "" where there is none. Raises Unavailable."""
         if not isinstance(self._dialect, SchemaDialect):
             return ""
-        ask = self._dialect.read_schema()
+        dialect = self._dialect
+        ask = dialect.read_schema()
         answer = await self._database.ask(ask)
         if not answer.is_done and self._dialect.verdict(answer.status, answer.body) is not (
             Verdict.REFUSED
         ):
             raise unanswered(ask, answer)
-        return self._dialect.schema_of(answer.status, answer.body)
+        return _understood(ask, answer, lambda: dialect.schema_of(answer.status, answer.body))
 
-    async def _read(self, ask: Ask) -> bytes:
+    async def _page(self, ask: Ask, tenant: str) -> Found:
         async with self._room:
             answer = await self._database.ask(ask)
         if answer.is_done:
-            return answer.body
+            return _understood(ask, answer, lambda: self._dialect.found(tenant, answer.body))
         if self._dialect.verdict(answer.status, answer.body) is Verdict.REFUSED:
             # Of a type that it does not know it has nothing.
-            return b""
+            return Found(())
         raise unanswered(ask, answer)
+
+
+def _understood(ask: Ask, answer: Answer, read: Callable[[], T]) -> T:
+    """What is not in the database's own words comes from something that stands in for it."""
+    try:
+        return read()
+    except ValueError:
+        raise unanswered(ask, answer) from None
 
 
 def unanswered(ask: Ask, answer: Answer) -> Unavailable:

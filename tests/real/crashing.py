@@ -1,22 +1,21 @@
 """`python -m tests.real.crashing run …`: a sidecar that kills itself where a test has ordered it.
 
-The order lies in the file that $CRASHING names, and may come, change and go while the sidecar runs:
-`Order.text`. The process is killed as by kill -9, at the n-th time that it comes to the point: before
-it, after it, or some milliseconds after it was begun. The time limits of what nobody knows the
-outcome of are made short ($GRACE_S).
+The order, `Order.text`, lies in the file that $CRASHING names, and may come, change and go while
+the sidecar runs. The process is killed as by kill -9, at the n-th time that it comes to the point:
+before it, after it, or some milliseconds after it was begun. How long a request may still be
+carried out that the database has not answered is made short ($GRACE_S).
 """
 
 import asyncio
 import functools
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from sidecar import cli
-from sidecar.proxy import settling
+from sidecar.proxy import applier, settling
 from sidecar.proxy.applier import Applier
 from sidecar.proxy.looking import Looking
 from sidecar.proxy.settling import Settling
@@ -35,7 +34,7 @@ POINTS: dict[str, tuple[type, str]] = {
     "look": (Looking, "present"),
     "match": (Looking, "matching"),
 }
-"""Name of a point -> what runs there; `send`, the request to the database, comes with each write."""
+"""Name of a point -> what runs there. `send` is another: a write, as the database is sent it."""
 
 T = TypeVar("T")
 MOMENTS = ("before", "during", "after")
@@ -117,8 +116,8 @@ def main() -> None:
         return await carry_out(self, behind, write, _wrapped(crashing, "send", send))
 
     Writes.carry_out = carrying_out  # type: ignore[method-assign]
-    settling.GRACE_S = float(os.environ["GRACE_S"])
-    sys.exit(cli.main())
+    settling.GRACE_S = applier.GRACE_S = float(os.environ["GRACE_S"])
+    cli.main()
 
 
 if __name__ == "__main__":

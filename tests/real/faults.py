@@ -3,8 +3,8 @@
 Orders come as JSON over paths under `/-/`, which no real database has:
 
     POST /-/faults   {"kind", "path", "count"?: 1, "delay_ms"?: 0}: for the next calls of a path
-    GET  /-/faults   {"ordered": what is left of them, "held": calls held now, "late": not executed yet,
-                      "calls": by path}
+    GET  /-/faults   {"ordered": what is left of them, "held": calls held now, "late":
+                      calls not executed yet, "calls": by path}
     POST /-/release  lets every held call go on
     POST /-/reset    forgets what is ordered and counted, and lets held calls go on
 """

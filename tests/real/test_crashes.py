@@ -88,7 +88,9 @@ class Writer(threading.Thread):
         }
         if self._dice.random() < 0.5:
             body |= {"optionalLimit": 1, "optionalAllowPartialDeletions": True}
-        made = {f"document:{document} viewer user:{n}": None for n in range(SUBJECTS)}
+        made: dict[str, Payload] = {
+            f"document:{document} viewer user:{n}": None for n in range(SUBJECTS)
+        }
         self._attempt(DELETE_PATH, body, made, is_exact=False)
 
     def _write(self) -> None:
@@ -242,8 +244,13 @@ def _settled(world: World, both: list[Front]) -> dict[str, Payload]:
 
 
 def _differences(told: dict[str, Any]) -> str:
-    sides = dict(zip(("database 1", "database 2", "redis 1", "redis 2"),
-                     told["stored"] + told["shown"], strict=True))
+    sides = dict(
+        zip(
+            ("database 1", "database 2", "redis 1", "redis 2"),
+            told["stored"] + told["shown"],
+            strict=True,
+        )
+    )
     names = {name for one in sides.values() for name in one}
     lines = []
     for name in sorted(names):
