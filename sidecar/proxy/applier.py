@@ -106,8 +106,8 @@ class Applier:
         clock = asyncio.get_running_loop().time
         rest_s = self._release_at - clock()
         if rest_s <= 0:
-            self._release_at = clock() + RELEASE_S
             await self._store.release()
+            self._release_at = clock() + RELEASE_S
             return
         try:
             async with asyncio.timeout(min(rest_s, await self._store.again_in_s())):
