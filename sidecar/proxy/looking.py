@@ -7,6 +7,7 @@ from sidecar.core.relationship import Change, Identity, Operation, Relationship
 from sidecar.dialects.dialect import (
     SCHEMA_TYPE,
     Ask,
+    Found,
     ReplicatedDialect,
     SchemaDialect,
     Verdict,
@@ -33,13 +34,37 @@ class Looking:
         found: dict[Identity, Relationship] = {}
         cursor = None
         while True:
-            page = self._dialect.found(
-                tenant, await self._read(self._dialect.find(tenant, matching, cursor))
-            )
+            page = await self.page(tenant, matching, cursor)
+            if page is None and cursor is None:
+                # Of a type that it does not know it has nothing.
+                return found
+            if page is None:
+                raise Unavailable("database_unavailable", "the database refuses to be read on")
             found |= {one.identity: one for one in page.relationships}
             cursor = page.cursor
             if cursor is None:
                 return found
+
+    async def page(
+        self, tenant: str, matching: Mapping[str, object], cursor: str | None
+    ) -> Found | None:
+        """Some of what a filter matches; None: the database refuses to say. Raises Unavailable."""
+        ask = self._dialect.find(tenant, matching, cursor)
+        async with self._room:
+            answer = await self._database.ask(ask)
+        verdict = self._dialect.verdict(answer.status, answer.body)
+        is_cut = answer.is_done and b"\n" in answer.body.rstrip()
+        if verdict is Verdict.REFUSED and not is_cut:
+            return None
+        if verdict is not Verdict.DONE:
+            raise unanswered(ask, answer)
+        try:
+            return self._dialect.found(tenant, answer.body)
+        except ValueError as error:
+            raise Unavailable(
+                "database_unavailable",
+                f"what the database answers to {ask.path} is not understood: {error}",
+            ) from None
 
     async def present(
         self, tenant: str, identities: Sequence[Identity]
@@ -65,16 +90,6 @@ class Looking:
         ):
             raise unanswered(ask, answer)
         return self._dialect.schema_of(answer.status, answer.body)
-
-    async def _read(self, ask: Ask) -> bytes:
-        async with self._room:
-            answer = await self._database.ask(ask)
-        if answer.is_done:
-            return answer.body
-        if self._dialect.verdict(answer.status, answer.body) is Verdict.REFUSED:
-            # Of a type that it does not know it has nothing.
-            return b""
-        raise unanswered(ask, answer)
 
 
 def unanswered(ask: Ask, answer: Answer) -> Unavailable:
