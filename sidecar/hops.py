@@ -6,6 +6,8 @@ header or a reason reaches the other side with the bytes that it came with.
 
 import asyncio
 import re
+import socket
+import struct
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
@@ -221,11 +223,20 @@ async def relay(
             await response.write(chunk)
     except (aiohttp.ClientError, TimeoutError) as error:
         # The client must not take this for the whole answer.
-        if request.transport is not None and not request.version >= aiohttp.HttpVersion11:
-            request.transport.abort()
+        if response.content_length is None and request.version < aiohttp.HttpVersion11:
+            _reset(request)
         raise ConnectionResetError(f"the answer of {whose} broke off") from error
     await response.write_eof()
     return response
+
+
+def _reset(request: web.Request) -> None:
+    """End a connection on which an ordinary end would be that of a whole answer."""
+    if request.transport is not None:
+        at_once = struct.pack("ii", 1, 0)
+        end = request.transport.get_extra_info("socket")
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        request.transport.abort()
 
 
 def _be_patient(answer: aiohttp.ClientResponse) -> None:

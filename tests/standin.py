@@ -1,8 +1,8 @@
 """A database for tests that says, byte for byte, what it was told to say.
 
-A `Standin` is a server on raw sockets in this process. What a path answers is set with `on`. Requests
-of tests have a header `X-Test` and are kept as they came; those of the node itself, which asks
-whether the database serves and what it holds, are answered with nothing.
+A `Standin` is a server on raw sockets in this process. What a path answers is set with `on`.
+Requests of tests have a header `X-Test` and are kept as they came; those of the node itself, which
+asks whether the database serves and what it holds, are answered with nothing.
 """
 
 import contextlib
