@@ -50,6 +50,9 @@ NOT_SERVED: Final = frozenset(
 DATABASE_PREFIX: Final = "/database"
 """Before the path of a request for the database behind another node."""
 
+FROM_DATABASE: Final = "X-Sidecar-From-Database"
+"""Between nodes: a 503 is the database's own, whatever its body says."""
+
 CONNECT_S = 2.0
 SEARCH_S = 30.0
 """For so long a delete by filter may search before it answers; a read does not take that long."""
@@ -264,7 +267,7 @@ class Forwarder(Connections):
                 raise Unavailable(
                     "outcome_unknown", f"the answer of node {node.id} broke off: {error}"
                 ) from error
-            if answer.status == 503:
+            if answer.status == 503 and headers.pop(FROM_DATABASE, None) is None:
                 _raise_if_not_served(body)
             return passed(answer.status, answer.reason, headers, length, body)
         return await relay(request, answer, headers, whose=f"node {node.id}")

@@ -34,7 +34,7 @@ from sidecar.hops import (
     relay,
     target_of,
 )
-from sidecar.peer.forward import DATABASE_PREFIX, Forwarder
+from sidecar.peer.forward import DATABASE_PREFIX, FROM_DATABASE, Forwarder
 from sidecar.proxy.database import Answer, Asked, Database, Dropped, NotSent, read
 from sidecar.proxy.writes import Behind, Writes
 from sidecar.store.calls import Written
@@ -124,9 +124,14 @@ class Front:
         """The same, forwarded by another node."""
         came = self._came(request, target_of(request).removeprefix(DATABASE_PREFIX))
         if _must_end(came.call):
-            return await self._here(came)
-        with while_client_stays(request):
-            return await self._here(came)
+            answer = await self._here(came)
+        else:
+            with while_client_stays(request):
+                answer = await self._here(came)
+        if answer.status == 503 and not answer.prepared:
+            # It may have been carried out all the same.
+            answer.headers[FROM_DATABASE] = "yes"
+        return answer
 
     def _came(self, request: web.Request, target: str) -> _Came:
         path, _, query = target.partition("?")

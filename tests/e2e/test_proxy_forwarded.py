@@ -144,6 +144,21 @@ def test_a_forwarded_write_without_an_answer_is_sent_once(
     assert there.database.asked.empty()
 
 
+def test_an_outage_that_the_database_tells_of_is_no_outage_of_its_node(
+    pair: tuple[Front, Front], dialect: str
+) -> None:
+    """It may have been carried out: it is passed back and tried nowhere else."""
+    here, there = pair
+    path = WRITE if dialect == "spicedb" else "/w"
+    said = answer("503 Not Now", "Retry-After: 9", body=b'{"error":"starting","message":"mine"}')
+    there.database.on(path, said)
+    passed = here.post(path, body=UPDATE)
+    assert (passed.line, passed.one("Retry-After")) == (b"HTTP/1.1 503 Not Now", b"9")
+    assert not [name for name, _ in passed.headers if name.lower().startswith(b"x-sidecar")]
+    assert there.database.next().body == UPDATE
+    assert there.database.asked.empty()
+
+
 def test_native_headers_work_across(pair: tuple[Front, Front], dialect: str) -> None:
     if dialect != "spicedb":
         pytest.skip("nothing is replicated")
