@@ -24,6 +24,7 @@ from sidecar.core.router import NodeHealth, Router
 from sidecar.core.topology import Node
 from sidecar.errors import ungrouped
 from sidecar.health import Health
+from sidecar.hops import HEADS
 from sidecar.metrics import Metrics
 from sidecar.partition import Partition
 from sidecar.partitions import Partitions
@@ -128,10 +129,7 @@ async def _serve(
         (
             "peer",
             config.peer_address,
-            # A database gets bodies as they came.
-            web.AppRunner(
-                peer, access_log=None, shutdown_timeout=2.0, auto_decompress=proxy is None
-            ),
+            _peer_listener(peer, answers, is_proxy=proxy is not None),
         ),
     ]
     for name, address, runner in listeners:
@@ -153,6 +151,13 @@ async def _serve(
     opened.cancel()
     await stopped
     log.info("node stopping", extra={"node": node.id})
+
+
+def _peer_listener(peer: web.Application, answers: Answers, *, is_proxy: bool) -> web.AppRunner:
+    if is_proxy:
+        # What is forwarded to a database is as it came.
+        return AppListener(peer, answers, shutdown_timeout=2.0, auto_decompress=False, **HEADS)
+    return web.AppRunner(peer, access_log=None, shutdown_timeout=2.0)
 
 
 def _spare_the_collector() -> None:

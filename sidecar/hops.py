@@ -1,30 +1,207 @@
-"""What an HTTP proxy does with messages that pass through it: headers of the link, and bodies."""
+"""What an HTTP proxy does with messages that pass through it: targets, headers, bodies, answers.
 
-from collections.abc import Mapping
-from typing import Final
+Nothing here knows where a message goes. What passes is not looked into and not tidied: a target, a
+header or a reason reaches the other side with the bytes that it came with.
+"""
+
+import asyncio
+import re
+import socket
+import struct
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
+from sidecar.errors import Refused
+
 HOP_BY_HOP: Final = frozenset(
     {
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te"),
-        *("trailer", "transfer-encoding", "upgrade", "proxy-connection"),
+        *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te"),
+        *(b"trailer", b"transfer-encoding", b"upgrade", b"proxy-connection"),
+        # Made anew.
+        b"content-length",
     }
 )
 """About the link alone (RFC 9110, 7.6.1)."""
 
+ASKED: Final = HOP_BY_HOP | {b"host", b"expect"}
+"""The same of a request."""
 
-def end_to_end(headers: Mapping[str, str], *without: str) -> CIMultiDict[str]:
-    """The headers that pass a proxy, with every repetition; `Content-Length` is made anew."""
-    dropped = HOP_BY_HOP.union({"content-length"}, without)
-    named = {name.strip().lower() for name in headers.get(hdrs.CONNECTION, "").split(",")}
+MAX_LINE_BYTES: Final = 32_768
+"""Of a request line and of each header; longer ones are refused. Cookies and filters are long."""
+
+MAX_HEADERS: Final = 256
+
+SMALL_BYTES: Final = 64 * 1024
+"""Bodies up to this length are read whole and passed on in one piece."""
+
+NO_AUTO: Final = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
+"""What the HTTP client would add."""
+
+HEADS: Final[dict[str, Any]] = {
+    "max_line_size": MAX_LINE_BYTES,
+    "max_field_size": MAX_LINE_BYTES,
+    "max_headers": MAX_HEADERS,
+}
+"""Options of a client session or of a server that take heads as large as those that pass."""
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+_ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
+_TAKEN: Final = web.RequestKey("body taken", bool)
+
+
+def target_of(request: web.Request) -> str:
+    """Path and query as they came; of an absolute target without what it begins with.
+
+    Raises Refused.
+    """
+    target = request.raw_path
+    if not target.startswith("/"):
+        if (found := _ABSOLUTE.match(target)) is None:
+            raise Refused("bad_target", f"{target[:200]!r} is not a path")
+        target = target[found.end() :]
+        target = target if target.startswith("/") else f"/{target}"
+    return target
+
+
+def end_to_end(raw: RawHeaders, dropped: frozenset[bytes] = HOP_BY_HOP) -> CIMultiDict[str]:
+    """The headers that pass a proxy: with every repetition, and spelled as they came."""
+    if named := [value for name, value in raw if name.lower() == b"connection"]:
+        dropped = dropped.union(one.strip().lower() for v in named for one in v.split(b","))
     return CIMultiDict(
-        (name, value)
-        for name, value in headers.items()
-        if name.lower() not in dropped and name.lower() not in named
+        (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+        for name, value in raw
+        if name.lower() not in dropped
     )
+
+
+def asked_headers(request: web.Request, body: "Body") -> CIMultiDict[str]:
+    """The headers of a request as the other side gets them. Raises Refused."""
+    headers = end_to_end(request.raw_headers, ASKED)
+    for name, value in headers.items():
+        # The HTTP client would drop such bytes: better nothing passes than something else.
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise Refused("not_utf8", f"{name} has bytes that are no UTF-8")
+    if isinstance(body, Upload) and (length := request.headers.get(hdrs.CONTENT_LENGTH)):
+        headers[hdrs.CONTENT_LENGTH] = length
+    return _spelled_alike(headers) if len(headers) > len(set(headers)) else headers
+
+
+def _spelled_alike(headers: CIMultiDict[str]) -> CIMultiDict[str]:
+    """The HTTP client keeps repetitions only where all are spelled as the first one is."""
+    first: dict[str, str] = {}
+    return CIMultiDict((first.setdefault(n.lower(), n), value) for n, value in headers.items())
+
+
+# -- bodies of requests ----------------------------------------------------------------------------
+
+
+class Upload:
+    """The body of a request, passed on as it comes and therefore once.
+
+    `limit` is moved along while it waits for the other side, and stands still while it waits for
+    the client; None: no limit. failed: what went wrong on the client's side.
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self.limit: asyncio.Timeout | None = None
+        self.patience_s = 0.0
+        self.failed: BaseException | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self._request[_TAKEN] = True
+        try:
+            async for chunk in self._request.content.iter_any():
+                self._wait(self.patience_s)
+                yield chunk
+                self._wait(None)
+        except (web.RequestPayloadError, OSError) as failure:
+            self.failed = failure
+            raise
+        self._wait(self.patience_s)
+
+    def _wait(self, seconds: float | None) -> None:
+        if self.limit is not None and not self.limit.expired():
+            now = asyncio.get_running_loop().time()
+            self.limit.reschedule(None if seconds is None else now + seconds)
+
+
+Body = bytes | Upload | None
+
+
+async def body_of(request: web.Request) -> Body:
+    """The body of a request: small ones and those that were read before whole, others once."""
+    if not request.body_exists:
+        return None
+    length = request.content_length
+    if (length is not None and length <= SMALL_BYTES) or request.content.at_eof():
+        return await request.read() or None
+    return Upload(request)
+
+
+def can_go_on(request: web.Request) -> bool:
+    """Whether the body of a request can still be passed on: not when it went elsewhere, once."""
+    return not request.get(_TAKEN, False)
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+class _AsItCame(web.StreamResponse):
+    """An answer of another server: only `Date` is added where there is none (RFC 9110, 6.6.1).
+
+    length: of what the answer is about, where that is no body: to HEAD, and with 304.
+    """
+
+    length: int | None = None
+
+    async def _prepare_headers(self) -> None:
+        headers = self.headers
+        added = [n for n in (hdrs.CONTENT_TYPE, hdrs.SERVER) if n not in headers]
+        await super()._prepare_headers()
+        for name in added:
+            headers.popall(name, None)
+        if self.status == 304 and self.length is not None:
+            headers[hdrs.CONTENT_LENGTH] = str(self.length)
+
+    async def _write_headers(self) -> None:
+        if self.reason.isascii() and all(value.isascii() for value in self.headers.values()):
+            await super()._write_headers()
+            return
+        # aiohttp drops what is not UTF-8.
+        request, writer = self._req, self._payload_writer
+        assert request is not None
+        assert isinstance(writer, aiohttp.http_writer.StreamWriter)
+        version = request.version
+        lines = [f"HTTP/{version.major}.{version.minor} {self.status} {self.reason}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        writer._headers_buf = "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
+        if self._send_headers_immediately:
+            writer.send_headers()
+
+
+class Passed(_AsItCame, web.Response):
+    """One that is there whole, and goes out in one piece."""
+
+
+class _Passing(_AsItCame):
+    """One that goes out as it comes."""
+
+
+def passed(
+    status: int, reason: str | None, headers: CIMultiDict[str], length: int | None, body: bytes
+) -> Passed:
+    """An answer that was read whole. headers: end to end. length: as it said."""
+    answer = Passed(status=status, reason=reason, headers=headers, body=body or None)
+    if length is not None and not body:
+        answer.length = length
+        answer.headers[hdrs.CONTENT_LENGTH] = str(length)
+    return answer
 
 
 async def relay(
@@ -35,15 +212,35 @@ async def relay(
     whose: str,
 ) -> web.StreamResponse:
     """Pass an answer on as it comes. Raises ConnectionResetError where it breaks off."""
-    response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
-    if answer.content_length is not None:
-        response.content_length = answer.content_length
+    response = _Passing(status=answer.status, reason=answer.reason, headers=headers)
+    if answer.content_length is None:
+        _be_patient(answer)
+    else:
+        response.length = response.content_length = answer.content_length
     await response.prepare(request)
     try:
         async for chunk in answer.content.iter_any():
             await response.write(chunk)
     except (aiohttp.ClientError, TimeoutError) as error:
         # The client must not take this for the whole answer.
+        if response.content_length is None and request.version < aiohttp.HttpVersion11:
+            _reset(request)
         raise ConnectionResetError(f"the answer of {whose} broke off") from error
     await response.write_eof()
     return response
+
+
+def _reset(request: web.Request) -> None:
+    """End a connection on which an ordinary end would be that of a whole answer."""
+    if request.transport is not None:
+        at_once = struct.pack("ii", 1, 0)
+        end = request.transport.get_extra_info("socket")
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        request.transport.abort()
+
+
+def _be_patient(answer: aiohttp.ClientResponse) -> None:
+    """An answer without a length may go on for ever, and be silent in between."""
+    if answer.connection is not None and answer.connection.protocol is not None:
+        answer.connection.protocol.read_timeout = None
+        answer.connection.protocol.start_timeout()

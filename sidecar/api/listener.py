@@ -6,6 +6,8 @@ become the same JSON as everywhere else. Knows nothing of the calls.
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import http_exceptions, web
@@ -18,11 +20,25 @@ log = logging.getLogger(__name__)
 class _Connection(web.RequestHandler):
     """A connection whose last resort speaks JSON."""
 
-    __slots__ = ("_answers",)
+    __slots__ = ("_answers", "ends_with_it")
 
     def __init__(self, answers: Answers, server: web.Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._answers = answers
+        self.ends_with_it: asyncio.Task[Any] | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self.ends_with_it is not None:
+            self.ends_with_it.cancel()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """What no route took is answered by aiohttp itself, in plain text."""
+        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+            resp = self._answers.http(resp.status)
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,
@@ -50,6 +66,20 @@ class _Connection(web.RequestHandler):
         """A body that cannot be read has been refused already: no matter for the log."""
         if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **kw)
+
+
+@contextmanager
+def while_client_stays(request: web.Request) -> Iterator[None]:
+    """Cancels what is inside when the client goes away: nobody wants the answer any more."""
+    connection = request.protocol
+    if not isinstance(connection, _Connection):
+        yield
+        return
+    connection.ends_with_it = asyncio.current_task()
+    try:
+        yield
+    finally:
+        connection.ends_with_it = None
 
 
 class _Server(web.Server):

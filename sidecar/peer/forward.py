@@ -20,7 +20,19 @@ from sidecar.core.router import RequestType, Router
 from sidecar.core.token import Token
 from sidecar.core.topology import Node, NodeId, Topology
 from sidecar.errors import Refused, SidecarError, Unavailable
-from sidecar.hops import end_to_end, relay
+from sidecar.hops import (
+    HEADS,
+    HOP_BY_HOP,
+    NO_AUTO,
+    Body,
+    asked_headers,
+    body_of,
+    can_go_on,
+    end_to_end,
+    passed,
+    relay,
+    target_of,
+)
 from sidecar.peer.connections import Connections
 
 PASSED: Final = (
@@ -38,6 +50,9 @@ NOT_SERVED: Final = frozenset(
 DATABASE_PREFIX: Final = "/database"
 """Before the path of a request for the database behind another node."""
 
+FROM_DATABASE: Final = "X-Sidecar-From-Database"
+"""Between nodes: a 503 is the database's own, whatever its body says."""
+
 CONNECT_S = 2.0
 SEARCH_S = 30.0
 """For so long a delete by filter may search before it answers; a read does not take that long."""
@@ -46,6 +61,9 @@ WAITS = {"X-Consistency-Timeout-Ms": 2_000, "X-Write-Concern-Timeout-Ms": 5_000}
 """What lets a node wait before it answers, and for how long without the header."""
 
 SMALL_BYTES = 256 * 1024
+
+_OURS: Final = HOP_BY_HOP | {b"date", b"server"}
+_ENDLESS: Final = web.RequestKey("endless", bool)
 
 
 class Forwarder(Connections):
@@ -67,7 +85,8 @@ class Forwarder(Connections):
         forwarded: Callable[[NodeId], None],
         is_proxy: bool = False,
     ) -> None:
-        super().__init__(auto_decompress=False)
+        options = {"skip_auto_headers": NO_AUTO, **HEADS} if is_proxy else {}
+        super().__init__(auto_decompress=False, **options)
         self._router, self._topology, self._here = router, topology, here
         self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
         self._is_proxy = is_proxy
@@ -82,9 +101,20 @@ class Forwarder(Connections):
         return answer
 
     async def serve(
-        self, request: web.Request, request_type: RequestType, tenant: str, route: Route
+        self,
+        request: web.Request,
+        request_type: RequestType,
+        tenant: str,
+        route: Route,
+        *,
+        is_endless: bool = False,
     ) -> web.StreamResponse:
-        """The answer to a request of this tenant: that of `route`, or of another node."""
+        """The answer to a request of this tenant: that of `route`, or of another node.
+
+        is_endless: the answer may begin late, and is never waited for too long.
+        """
+        if is_endless:
+            request[_ENDLESS] = True
         # A write that this node cannot serve is refused at once, and goes elsewhere below; a
         # read with a token would wait first.
         is_write = request_type is RequestType.WRITE
@@ -99,7 +129,7 @@ class Forwarder(Connections):
         try:
             return await route(request)
         except SidecarError as failure:
-            if request.writer.output_size > 0:
+            if request.writer.output_size > 0 or not can_go_on(request):
                 raise
             if failure.code in NOT_SERVED:
                 served = await self._elsewhere(request, request_type, tenant)
@@ -146,6 +176,8 @@ class Forwarder(Connections):
                 if unavailable.code not in NOT_SERVED | {"unreachable"}:
                     raise
                 self._doubt(node.id)
+                if not can_go_on(request):
+                    raise
         if is_elsewhere and not self._router.may_be_here(request_type, tenant):
             raise Refused(
                 "revision_elsewhere",
@@ -168,9 +200,9 @@ class Forwarder(Connections):
         self, node: Node, request: web.Request, request_type: RequestType
     ) -> web.StreamResponse:
         """The answer of a node. Raises Unavailable where the node has not served the request."""
-        body = await request.read()
+        body = await (body_of(request) if self._is_proxy else request.read())
         self._forwarded(node.id)
-        url, headers = self._passed(node, request)
+        url, headers = self._passed(node, request, body)
         try:
             answer = await self._session.request(
                 request.method,
@@ -194,11 +226,13 @@ class Forwarder(Connections):
         async with answer:
             return await self._relay(node, request, request_type, answer)
 
-    def _passed(self, node: Node, request: web.Request) -> tuple[URL, CIMultiDict[str]]:
+    def _passed(self, node: Node, request: web.Request, body: Body) -> tuple[URL, CIMultiDict[str]]:
         """Where a request goes on to, and with which headers."""
         if self._is_proxy:
-            url = URL(f"http://{node.endpoint}{DATABASE_PREFIX}{request.raw_path}", encoded=True)
-            return url, end_to_end(request.headers, "host", "expect")
+            # Query and all, so that nothing of it is read as anything else.
+            target = DATABASE_PREFIX + target_of(request)
+            url = URL(f"http://{node.endpoint}").with_path(target, encoded=True)
+            return url, asked_headers(request, body)
         known = ((name, request.headers.get(name)) for name in PASSED)
         headers = CIMultiDict((name, value) for name, value in known if value is not None)
         return URL(f"http://{node.endpoint}{request.path_qs}", encoded=True), headers
@@ -209,7 +243,10 @@ class Forwarder(Connections):
             text = request.headers.get(name, "")
             # What is no number is refused where the request is served.
             silence_s += (int(text) if text.isdecimal() else default_ms) / 1000
-        return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
+        is_endless = request.get(_ENDLESS, False)
+        return aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_S, sock_read=None if is_endless else silence_s
+        )
 
     async def _relay(
         self,
@@ -218,7 +255,8 @@ class Forwarder(Connections):
         request_type: RequestType,
         answer: aiohttp.ClientResponse,
     ) -> web.StreamResponse:
-        headers = end_to_end(answer.headers, "date", "server")
+        # Those of a database are its own.
+        headers = end_to_end(answer.raw_headers, HOP_BY_HOP if self._is_proxy else _OURS)
         length = answer.content_length
         if length is not None and length <= SMALL_BYTES:
             try:
@@ -229,9 +267,9 @@ class Forwarder(Connections):
                 raise Unavailable(
                     "outcome_unknown", f"the answer of node {node.id} broke off: {error}"
                 ) from error
-            if answer.status == 503:
+            if answer.status == 503 and headers.pop(FROM_DATABASE, None) is None:
                 _raise_if_not_served(body)
-            return web.Response(body=body, status=answer.status, headers=headers)
+            return passed(answer.status, answer.reason, headers, length, body)
         return await relay(request, answer, headers, whose=f"node {node.id}")
 
 
