@@ -33,7 +33,7 @@ from sidecar.dialects.dialect import (
 from sidecar.errors import Refused, Unavailable
 from sidecar.proxy.looking import is_schema
 from sidecar.proxy.writes import Behind
-from sidecar.store.proxy_store import Here, Noted
+from sidecar.store.proxy_store import Here, Touched
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class _Seen(NamedTuple):
     """What pages of the database showed, and which of it must be read once more."""
 
     rows: Mapping[Identity, Relationship]
-    noted: Noted
+    touched: Touched
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +128,13 @@ class Adopting:
         return text
 
     async def _read_there(self, tenant: str, matching: Mapping[str, object]) -> None:
-        with self.behind.store.noting() as noted:
+        with self.behind.store.touching() as touched:
             # What is under way now is over, or its outcome is unknown.
             async with self.behind.gate.alone():
-                for intent in await self.behind.store.intents():
-                    noted.add(change.relationship.identity for change in intent.changes)
+                for name in await self.behind.store.intents():
+                    intent = await self.behind.store.intent(name)
+                    noted = intent.noted if intent else ()
+                    touched.add(one.change.relationship.identity for one in noted)
             cursor = None
             while True:
                 page = await self.behind.looking.page(tenant, matching, cursor)
@@ -141,13 +143,13 @@ class Adopting:
                         "database_unavailable",
                         f"the database refuses to be read: {dict(matching)} of {tenant}",
                     )
-                await self._take_page(tenant, page.relationships, noted)
+                await self._take_page(tenant, page.relationships, touched)
                 await self.tell()
                 cursor = page.cursor
                 if cursor is None:
                     return
 
-    async def _take_page(self, tenant: str, page: Sequence[Relationship], noted: Noted) -> None:
+    async def _take_page(self, tenant: str, page: Sequence[Relationship], touched: Touched) -> None:
         there = [one for one in page if not self.behind.store.has_expired(one)]
         self.found.relationships += len(there)
         sums = self._sums[tenant]
@@ -163,7 +165,7 @@ class Adopting:
                 self.found.waiting += 1
             else:
                 differing[one.identity] = one
-        await self._take_over(tenant, list(differing), _Seen(differing, noted))
+        await self._take_over(tenant, list(differing), _Seen(differing, touched))
 
     def _differs(self, there: Relationship, here: Here) -> bool:
         if here.shown is None or not is_schema(there.resource):
@@ -263,7 +265,7 @@ class Adopting:
     ) -> dict[Identity, Relationship]:
         """What the database holds of these at this moment."""
         present = {} if seen is None else {name: seen.rows[name] for name in identities}
-        stale = [name for name in identities if seen is None or name in seen.noted]
+        stale = [name for name in identities if seen is None or name in seen.touched]
         for name in stale:
             present.pop(name, None)
         if stale:
@@ -274,17 +276,20 @@ class Adopting:
 
     async def _commit(self, tenant: str, changes: Sequence[Change], revision: int) -> bool:
         """Give versions to what the database has: an intent that it has carried out already."""
-        store = self.behind.store
-        intent = await store.intend(tenant, changes)
+        store, settling = self.behind.store, self.behind.settling
+        intent = settling.begin()
         try:
+            await store.intend(intent, tenant, changes)
             await store.commit(intent, tenant, changes, expected_revision=revision)
+            settling.close(intent)
         except Refused as refused:
+            await store.withdraw(intent)
+            settling.close(intent)
             if refused.code != "revision_mismatch":
                 raise
             return False
-        except BaseException:
-            self.behind.settling.take([intent])
-            raise
+        finally:
+            settling.leave([intent])
         return True
 
 

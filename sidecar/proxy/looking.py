@@ -1,7 +1,8 @@
 """What the database holds: the present state of tuples, and what a filter matches."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from sidecar.core.relationship import Change, Identity, Operation, Relationship
 from sidecar.dialects.dialect import (
@@ -15,6 +16,8 @@ from sidecar.dialects.dialect import (
 )
 from sidecar.errors import Unavailable
 from sidecar.proxy.database import Answer, Database
+
+T = TypeVar("T")
 
 AT_ONCE = 8
 """Requests of ours at the same time."""
@@ -58,13 +61,7 @@ class Looking:
             return None
         if verdict is not Verdict.DONE:
             raise unanswered(ask, answer)
-        try:
-            return self._dialect.found(tenant, answer.body)
-        except ValueError as error:
-            raise Unavailable(
-                "database_unavailable",
-                f"what the database answers to {ask.path} is not understood: {error}",
-            ) from None
+        return _understood(ask, answer, lambda: self._dialect.found(tenant, answer.body))
 
     async def present(
         self, tenant: str, identities: Sequence[Identity]
@@ -83,13 +80,22 @@ class Looking:
         """The text of the present schema; "" where there is none. Raises Unavailable."""
         if not isinstance(self._dialect, SchemaDialect):
             return ""
-        ask = self._dialect.read_schema()
+        dialect = self._dialect
+        ask = dialect.read_schema()
         answer = await self._database.ask(ask)
         if not answer.is_done and self._dialect.verdict(answer.status, answer.body) is not (
             Verdict.REFUSED
         ):
             raise unanswered(ask, answer)
-        return self._dialect.schema_of(answer.status, answer.body)
+        return _understood(ask, answer, lambda: dialect.schema_of(answer.status, answer.body))
+
+
+def _understood(ask: Ask, answer: Answer, read: Callable[[], T]) -> T:
+    """What is not in the database's own words comes from something that stands in for it."""
+    try:
+        return read()
+    except ValueError:
+        raise unanswered(ask, answer) from None
 
 
 def unanswered(ask: Ask, answer: Answer) -> Unavailable:

@@ -35,6 +35,7 @@ from tests.store.conftest import (
     Node,
     OpenNode,
     change_of,
+    intended,
     text_of,
 )
 
@@ -147,7 +148,7 @@ class Shelf:
         return self._answer(json.dumps([rows[first : first + PAGE], more]))
 
     def _answer(self, text: str) -> Answer:
-        return Answer(200, cast("Any", {}), text.encode())
+        return Answer(200, None, cast("Any", {}), text.encode())
 
 
 @dataclass
@@ -281,7 +282,7 @@ async def test_what_the_database_is_yet_to_be_told_or_refuses_is_left_out(
     await place.node.take(there)
     held = [one for one in await place.store.pending(10) if one.identity.resource == "doc:3"]
     await place.store.note_applied([(held[0], "no")])
-    intent = await place.store.intend("default", [change_of("+doc:4 viewer user:a")])
+    intent = await intended(place.store, "+doc:4 viewer user:a")
     place.shelf.put("+doc:4 viewer user:a")
     done = await place.adopt(deletes=True)
     assert (done.adopted, done.missing, done.waiting) == (0, 0, 3)
@@ -392,7 +393,7 @@ async def test_a_delete_of_unknown_outcome_that_comes_out_stays_deleted(place: P
     await place.write(*numbered(2 * PAGE))
     await place.adopt()
     changes = [change_of(f"-{LATE}")]
-    intent = await place.store.intend("default", changes)
+    intent = await intended(place.store, f"-{LATE}")
 
     async def come_out() -> None:
         place.shelf.put(f"-{LATE}")
@@ -406,7 +407,7 @@ async def test_a_delete_of_unknown_outcome_that_comes_out_stays_deleted(place: P
 async def test_beyond_a_limit_everything_is_read_once_more(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proxy_store, "MAX_NOTED", 1)
+    monkeypatch.setattr(proxy_store, "MAX_TOUCHED", 1)
     place.shelf.put(*numbered(2 * PAGE))
 
     async def delete() -> None:
@@ -415,8 +416,8 @@ async def test_beyond_a_limit_everything_is_read_once_more(
     at_the_second_page(place, delete)
     assert (await place.adopt()).adopted == 2 * PAGE - 2
     assert await place.listed() == place.shelf.listed()
-    with place.store.noting() as noted:
-        assert change_of(f"+{ONE}").relationship.identity not in noted
+    with place.store.touching() as touched:
+        assert change_of(f"+{ONE}").relationship.identity not in touched
 
 
 async def test_a_failure_on_the_way_leaves_what_is_done_and_no_harm(place: Place) -> None:
@@ -437,10 +438,8 @@ async def test_a_failure_on_the_way_leaves_what_is_done_and_no_harm(place: Place
 async def test_a_crash_between_intent_and_commit_is_made_up_for(place: Place) -> None:
     """An intent whose write the database has carried out before it was noted."""
     place.shelf.put(f"+{ONE}")
-    intent = await place.store.intend("default", [change_of(f"+{ONE}")])
-    (left,) = await place.store.intents()
-    assert await place.behind.settling._try(left, is_late=False)
-    assert left.id == intent
+    intent = await intended(place.store, f"+{ONE}")
+    assert await place.behind.settling._try(intent, is_late=False)
     assert await place.listed() == [ONE]
 
 
