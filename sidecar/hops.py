@@ -9,7 +9,7 @@ import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -38,9 +38,6 @@ MAX_HEADERS: Final = 256
 SMALL_BYTES: Final = 64 * 1024
 """Bodies up to this length are read whole and passed on in one piece."""
 
-NO_AUTO: Final = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
-"""What the HTTP client would add."""
-
 HEADS: Final[dict[str, Any]] = {
     "max_line_size": MAX_LINE_BYTES,
     "max_field_size": MAX_LINE_BYTES,
@@ -48,9 +45,50 @@ HEADS: Final[dict[str, Any]] = {
 }
 """Options of a client session or of a server that take heads as large as those that pass."""
 
+_NO_DEFAULTS = CIMultiDict({hdrs.CONTENT_TYPE: None})
+
+
+class Sending(NamedTuple):
+    """What a request is made of, as `data` of a session that passes requests (`PASSES`)."""
+
+    headers: CIMultiDict[str]
+    body: "Body"
+
+
+class _Sent(aiohttp.ClientRequest):
+    """A request to which no header is added but `Host` and the framing, and none is merged.
+
+    What is there whole leaves at once with its head, without a task of its own.
+    """
+
+    _whole = b""
+
+    def update_auto_headers(self, skip_auto_headers: object) -> None:
+        self._skip_auto_headers = _NO_DEFAULTS
+
+    def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
+        assert isinstance(body, Sending)
+        self.headers.extend(body.headers)
+        if isinstance(body.body, bytes):
+            self._whole = body.body
+            self.headers[hdrs.CONTENT_LENGTH] = str(len(body.body))
+        else:
+            super().update_body_from_data(body.body, _stacklevel + 1)
+
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        answer = await super().send(conn)
+        if self._whole:
+            conn.protocol.transport.write(self._whole)
+        return answer
+
+
+PASSES: Final[dict[str, Any]] = {"request_class": _Sent, "auto_decompress": False, **HEADS}
+"""Options of a client session that adds nothing and changes nothing."""
+
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 _TAKEN: Final = web.RequestKey("body taken", bool)
 
 
@@ -70,31 +108,36 @@ def target_of(request: web.Request) -> str:
 
 def end_to_end(raw: RawHeaders, dropped: frozenset[bytes] = HOP_BY_HOP) -> CIMultiDict[str]:
     """The headers that pass a proxy: with every repetition, and spelled as they came."""
-    if named := [value for name, value in raw if name.lower() == b"connection"]:
-        dropped = dropped.union(one.strip().lower() for v in named for one in v.split(b","))
-    return CIMultiDict(
-        (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
-        for name, value in raw
-        if name.lower() not in dropped
-    )
+    kept, named = [], b""
+    for name, value in raw:
+        lower = name.lower()
+        if lower not in dropped:
+            kept.append(
+                (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+            )
+        elif lower == b"connection":
+            named += value + b","
+    headers = CIMultiDict(kept)
+    for each in named.decode("utf-8", "surrogateescape").split(",") if named else ():
+        headers.popall(each.strip(), None)
+    return headers
 
 
-def asked_headers(request: web.Request, body: "Body") -> CIMultiDict[str]:
-    """The headers of a request as the other side gets them. Raises Refused."""
+def sending(request: web.Request, body: "Body") -> Sending:
+    """A request as the other side gets it. Raises Refused."""
     headers = end_to_end(request.raw_headers, ASKED)
-    for name, value in headers.items():
+    if not is_text(headers):
         # The HTTP client would drop such bytes: better nothing passes than something else.
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise Refused("not_utf8", f"{name} has bytes that are no UTF-8")
+        raise Refused("not_utf8", "a header has bytes that are no UTF-8")
     if isinstance(body, Upload) and (length := request.headers.get(hdrs.CONTENT_LENGTH)):
         headers[hdrs.CONTENT_LENGTH] = length
-    return _spelled_alike(headers) if len(headers) > len(set(headers)) else headers
+    return Sending(headers, body)
 
 
-def _spelled_alike(headers: CIMultiDict[str]) -> CIMultiDict[str]:
-    """The HTTP client keeps repetitions only where all are spelled as the first one is."""
-    first: dict[str, str] = {}
-    return CIMultiDict((first.setdefault(n.lower(), n), value) for n, value in headers.items())
+def is_text(headers: CIMultiDict[str]) -> bool:
+    """Whether all of them came as UTF-8."""
+    text = "".join(headers.values())
+    return text.isascii() or not _NO_TEXT.search(text)
 
 
 # -- bodies of requests ----------------------------------------------------------------------------
@@ -170,7 +213,7 @@ class _AsItCame(web.StreamResponse):
             headers[hdrs.CONTENT_LENGTH] = str(self.length)
 
     async def _write_headers(self) -> None:
-        if self.reason.isascii() and all(value.isascii() for value in self.headers.values()):
+        if is_text(self.headers) and not _NO_TEXT.search(self.reason):
             await super()._write_headers()
             return
         # aiohttp drops what is not UTF-8.

@@ -7,7 +7,7 @@ been decided by `core/router.py`.
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
@@ -21,16 +21,14 @@ from sidecar.core.token import Token
 from sidecar.core.topology import Node, NodeId, Topology
 from sidecar.errors import Refused, SidecarError, Unavailable
 from sidecar.hops import (
-    HEADS,
     HOP_BY_HOP,
-    NO_AUTO,
-    Body,
-    asked_headers,
+    PASSES,
     body_of,
     can_go_on,
     end_to_end,
     passed,
     relay,
+    sending,
     target_of,
 )
 from sidecar.peer.connections import Connections
@@ -85,8 +83,7 @@ class Forwarder(Connections):
         forwarded: Callable[[NodeId], None],
         is_proxy: bool = False,
     ) -> None:
-        options = {"skip_auto_headers": NO_AUTO, **HEADS} if is_proxy else {}
-        super().__init__(auto_decompress=False, **options)
+        super().__init__(**(PASSES if is_proxy else {"auto_decompress": False}))
         self._router, self._topology, self._here = router, topology, here
         self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
         self._is_proxy = is_proxy
@@ -200,17 +197,15 @@ class Forwarder(Connections):
         self, node: Node, request: web.Request, request_type: RequestType
     ) -> web.StreamResponse:
         """The answer of a node. Raises Unavailable where the node has not served the request."""
-        body = await (body_of(request) if self._is_proxy else request.read())
+        url, what = await self._passed(node, request)
         self._forwarded(node.id)
-        url, headers = self._passed(node, request, body)
         try:
             answer = await self._session.request(
                 request.method,
                 url,
-                data=body,
-                headers=headers,
                 allow_redirects=False,
                 timeout=self._patience(request, request_type),
+                **what,
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _unreachable(node, error) from error
@@ -226,16 +221,17 @@ class Forwarder(Connections):
         async with answer:
             return await self._relay(node, request, request_type, answer)
 
-    def _passed(self, node: Node, request: web.Request, body: Body) -> tuple[URL, CIMultiDict[str]]:
-        """Where a request goes on to, and with which headers."""
+    async def _passed(self, node: Node, request: web.Request) -> tuple[URL, dict[str, Any]]:
+        """Where a request goes on to, and what of it."""
         if self._is_proxy:
             # Query and all, so that nothing of it is read as anything else.
             target = DATABASE_PREFIX + target_of(request)
             url = URL(f"http://{node.endpoint}").with_path(target, encoded=True)
-            return url, asked_headers(request, body)
+            return url, {"data": sending(request, await body_of(request))}
         known = ((name, request.headers.get(name)) for name in PASSED)
         headers = CIMultiDict((name, value) for name, value in known if value is not None)
-        return URL(f"http://{node.endpoint}{request.path_qs}", encoded=True), headers
+        url = URL(f"http://{node.endpoint}{request.path_qs}", encoded=True)
+        return url, {"data": await request.read(), "headers": headers}
 
     def _patience(self, request: web.Request, request_type: RequestType) -> aiohttp.ClientTimeout:
         silence_s = self._timeout_s + (SEARCH_S if request_type is RequestType.WRITE else 0.0)

@@ -17,7 +17,7 @@ from yarl import URL
 
 from sidecar.dialects.dialect import Ask
 from sidecar.errors import Unavailable
-from sidecar.hops import HEADS, NO_AUTO, Body, Upload, end_to_end
+from sidecar.hops import PASSES, Sending, Upload, end_to_end
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ class Asked(NamedTuple):
 
     method: str
     target: str
-    headers: CIMultiDict[str]
-    body: Body
+    sending: Sending
 
 
 class NotSent(Unavailable):
@@ -115,8 +114,8 @@ class Database:
         Raises NotSent, and Unavailable("outcome_unknown") where it may have been carried out.
         """
         timeout = self._endless if is_endless else self._patience
-        if isinstance(asked.body, Upload):
-            return await self._uploaded(asked, asked.body, timeout)
+        if isinstance(asked.sending.body, Upload):
+            return await self._uploaded(asked, asked.sending.body, timeout)
         return await self._request(self._session, asked, timeout)
 
     async def _uploaded(
@@ -144,8 +143,7 @@ class Database:
                 asked.method,
                 # Query and all, so that nothing of it is read as anything else.
                 self._base.with_path(self._prefix + asked.target, encoded=True),
-                data=asked.body,
-                headers=asked.headers,
+                data=asked.sending,
                 allow_redirects=False,
                 timeout=timeout,
             )
@@ -177,7 +175,9 @@ class Database:
             headers[hdrs.CONTENT_TYPE] = "application/json"
         if self._token:
             headers[hdrs.AUTHORIZATION] = f"Bearer {self._token}"
-        return await self._answer(self._own, Asked(ask.method, ask.path, headers, ask.body or None))
+        return await self._answer(
+            self._own, Asked(ask.method, ask.path, Sending(headers, ask.body or None))
+        )
 
     async def _answer(self, session: aiohttp.ClientSession, asked: Asked) -> Answer:
         async with await self._request(session, asked, self._patience) as answer:
@@ -186,7 +186,7 @@ class Database:
 
     async def watch(self) -> None:
         """Ask for ever whether it serves."""
-        serves = Asked("GET", self._health_path, CIMultiDict(), None)
+        serves = Asked("GET", self._health_path, Sending(CIMultiDict(), None))
         while True:
             try:
                 answer = await self._answer(self._own, serves)
@@ -220,9 +220,7 @@ def _session(connections: int) -> aiohttp.ClientSession:
         connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_S),
         # What one client is given, another must never send.
         cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        skip_auto_headers=NO_AUTO,
-        **HEADS,
+        **PASSES,
     )
     # It would repeat PUT and DELETE on a connection that ends, and those may be writes.
     session._retry_connection = False

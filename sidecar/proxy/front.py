@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 
 from sidecar.api import headers, waits
 from sidecar.api.answers import Answers, Route
-from sidecar.api.listener import AppListener, while_client_stays
+from sidecar.api.listener import AppListener, WhileClientStays
 from sidecar.api.native import ANSWERS, serve_looks
 from sidecar.api.served import Partitions, Served
 from sidecar.core.concern import WriteConcern
@@ -27,11 +27,11 @@ from sidecar.hops import (
     SMALL_BYTES,
     Body,
     Upload,
-    asked_headers,
     body_of,
     end_to_end,
     passed,
     relay,
+    sending,
     target_of,
 )
 from sidecar.peer.forward import DATABASE_PREFIX, FROM_DATABASE, Forwarder
@@ -110,12 +110,12 @@ class Front:
 
         call = came.call
         if call.kind is Kind.CONTROL:
-            with while_client_stays(request):
+            with WhileClientStays(request):
                 return await self._stream(came)
         self._partitions.of(came.tenant)
         if _must_end(call):
             return await self._forwarder.serve(request, RequestType.WRITE, came.tenant, here)
-        with while_client_stays(request):
+        with WhileClientStays(request):
             return await self._forwarder.serve(
                 request, TYPES[call.kind], came.tenant, here, is_endless=call.is_endless
             )
@@ -126,7 +126,7 @@ class Front:
         if _must_end(came.call):
             answer = await self._here(came)
         else:
-            with while_client_stays(request):
+            with WhileClientStays(request):
                 answer = await self._here(came)
         if answer.status == 503 and not answer.prepared:
             # It may have been carried out all the same.
@@ -203,7 +203,7 @@ class Front:
         try:
             return await self._database.sent(asked, is_endless=call.is_endless)
         except Dropped:
-            if call.kind is not Kind.READ or isinstance(asked.body, Upload):
+            if call.kind is not Kind.READ or isinstance(asked.sending.body, Upload):
                 raise
             # It was closed while it was idle, mostly; a read may be done again.
             return await self._database.sent(asked, is_endless=call.is_endless)
@@ -217,7 +217,7 @@ class Front:
         if local.body == inside:
             return local, _asked(came, local, body or None)
         rewritten = _asked(came, local, local.body)
-        rewritten.headers.popall(hdrs.CONTENT_ENCODING, None)
+        rewritten.sending.headers.popall(hdrs.CONTENT_ENCODING, None)
         return local, rewritten
 
     async def _pass_back(
@@ -319,7 +319,7 @@ def _asked(came: _Came, local: Request, body: Body) -> Asked:
     """The request for the database: what has not changed goes on as it came."""
     is_same = (local.path, local.query) == (came.asked.path, came.asked.query)
     target = came.target if is_same else _line(local)
-    return Asked(came.request.method, target, asked_headers(came.request, body), body)
+    return Asked(came.request.method, target, sending(came.request, body))
 
 
 def _line(local: Request) -> str:
@@ -332,8 +332,8 @@ def _response(answer: Answer) -> web.Response:
 
 def _inside(request: web.Request, body: bytes) -> bytes:
     """The body as it was before it was compressed. Raises Refused."""
-    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
-    if encoding == "identity" or not body:
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
+    if encoding is None or not body or (encoding := encoding.lower()) == "identity":
         return body
     if encoding not in {"gzip", "deflate"}:
         raise Refused(
