@@ -23,10 +23,10 @@ from sidecar.errors import Refused, SidecarError, Unavailable
 from sidecar.hops import (
     HOP_BY_HOP,
     PASSES,
+    Passed,
     body_of,
     can_go_on,
     end_to_end,
-    passed,
     relay,
     sending,
     target_of,
@@ -48,7 +48,7 @@ NOT_SERVED: Final = frozenset(
 DATABASE_PREFIX: Final = "/database"
 """Before the path of a request for the database behind another node."""
 
-FROM_DATABASE: Final = "X-Sidecar-From-Database"
+FROM_DATABASE: Final = b"X-Sidecar-From-Database"
 """Between nodes: a 503 is the database's own, whatever its body says."""
 
 CONNECT_S = 2.0
@@ -60,7 +60,8 @@ WAITS = {"X-Consistency-Timeout-Ms": 2_000, "X-Write-Concern-Timeout-Ms": 5_000}
 
 SMALL_BYTES = 256 * 1024
 
-_OURS: Final = HOP_BY_HOP | {b"date", b"server"}
+_OF_NODE: Final = HOP_BY_HOP | {FROM_DATABASE.lower()}
+_OWN: Final = HOP_BY_HOP | {b"date", b"server"}
 _ENDLESS: Final = web.RequestKey("endless", bool)
 
 
@@ -252,7 +253,7 @@ class Forwarder(Connections):
         answer: aiohttp.ClientResponse,
     ) -> web.StreamResponse:
         # Those of a database are its own.
-        headers = end_to_end(answer.raw_headers, HOP_BY_HOP if self._is_proxy else _OURS)
+        head = end_to_end(answer.raw_headers, _OF_NODE if self._is_proxy else _OWN)
         length = answer.content_length
         if length is not None and length <= SMALL_BYTES:
             try:
@@ -263,10 +264,10 @@ class Forwarder(Connections):
                 raise Unavailable(
                     "outcome_unknown", f"the answer of node {node.id} broke off: {error}"
                 ) from error
-            if answer.status == 503 and headers.pop(FROM_DATABASE, None) is None:
+            if answer.status == 503 and FROM_DATABASE.decode() not in answer.headers:
                 _raise_if_not_served(body)
-            return passed(answer.status, answer.reason, headers, length, body)
-        return await relay(request, answer, headers, whose=f"node {node.id}")
+            return Passed(answer.status, answer.reason, head, length, body)
+        return await relay(request, answer, head, whose=f"node {node.id}")
 
 
 async def _is_guarded(request: web.Request) -> bool:

@@ -17,7 +17,7 @@ from yarl import URL
 
 from sidecar.dialects.dialect import Ask
 from sidecar.errors import Unavailable
-from sidecar.hops import PASSES, Sending, Upload, end_to_end
+from sidecar.hops import HOP_BY_HOP, PASSES, Head, Sending, Upload, end_to_end
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,20 @@ KEEPALIVE_S = 4.0
 meets its end may have been carried out or not."""
 
 
+_DROPPED = HOP_BY_HOP | {b"x-served-by"}
+
+
 class Answer(NamedTuple):
-    """An answer read whole. length: as it said, also where there is no body."""
+    """An answer read whole. head: what passes on of its headers. length: as it said, also where
+    there is no body. encoding: of the body.
+    """
 
     status: int
     reason: str | None
-    headers: CIMultiDict[str]
+    head: Head
     body: bytes
     length: int | None = None
+    encoding: str | None = None
 
     @property
     def is_done(self) -> bool:
@@ -181,8 +187,9 @@ class Database:
 
     async def _answer(self, session: aiohttp.ClientSession, asked: Asked) -> Answer:
         async with await self._request(session, asked, self._patience) as answer:
-            headers, length = end_to_end(answer.raw_headers), answer.content_length
-            return Answer(answer.status, answer.reason, headers, await read(answer), length)
+            head, encoding = passing(answer), answer.headers.get(hdrs.CONTENT_ENCODING)
+            body = await read(answer)
+            return Answer(answer.status, answer.reason, head, body, answer.content_length, encoding)
 
     async def watch(self) -> None:
         """Ask for ever whether it serves."""
@@ -205,6 +212,11 @@ class Database:
             else:
                 log.info("the database serves")
         self.away_because = failure
+
+
+def passing(answer: aiohttp.ClientResponse) -> Head:
+    """What passes on of its headers: who served it is for the sidecar to say."""
+    return end_to_end(answer.raw_headers, _DROPPED)
 
 
 async def read(answer: aiohttp.ClientResponse) -> bytes:

@@ -26,16 +26,15 @@ from sidecar.hops import (
     HEADS,
     SMALL_BYTES,
     Body,
+    Passed,
     Upload,
     body_of,
-    end_to_end,
-    passed,
     relay,
     sending,
     target_of,
 )
 from sidecar.peer.forward import DATABASE_PREFIX, FROM_DATABASE, Forwarder
-from sidecar.proxy.database import Answer, Asked, Database, Dropped, NotSent, read
+from sidecar.proxy.database import Answer, Asked, Database, Dropped, NotSent, passing, read
 from sidecar.proxy.writes import Behind, Writes
 from sidecar.store.calls import Written
 
@@ -96,6 +95,7 @@ class Front:
         self._partitions, self._dialect, self._database = partitions, dialect, database
         self._forwarder, self._answers, self._behind = forwarder, answers, behind
         self._writes, self._passes_unknown = writes, passes_unknown
+        self._served_by = (b"X-Served-By", answers.served_by.encode())
         self._issued = Issued()
         self.misunderstood = 0
 
@@ -128,9 +128,9 @@ class Front:
         else:
             with WhileClientStays(request):
                 answer = await self._here(came)
-        if answer.status == 503 and not answer.prepared:
+        if answer.status == 503 and isinstance(answer, Passed):
             # It may have been carried out all the same.
-            answer.headers[FROM_DATABASE] = "yes"
+            answer.head.append((FROM_DATABASE, b"yes"))
         return answer
 
     def _came(self, request: web.Request, target: str) -> _Came:
@@ -223,15 +223,16 @@ class Front:
     async def _pass_back(
         self, request: web.Request, call: Call, answer: aiohttp.ClientResponse
     ) -> web.StreamResponse:
-        headers = end_to_end(answer.raw_headers)
-        headers["X-Served-By"] = self._answers.served_by
+        head = passing(answer)
+        head.append(self._served_by)
         length = answer.content_length
         if length is None or length > SMALL_BYTES:
-            return await relay(request, answer, headers, whose="the database")
+            return await relay(request, answer, head, whose="the database")
         body = await read(answer)
         if call.looks_inside:
-            self._note_tokens(call, answer.status, headers.get(hdrs.CONTENT_ENCODING), body)
-        return passed(answer.status, answer.reason, headers, length, body)
+            encoding = answer.headers.get(hdrs.CONTENT_ENCODING)
+            self._note_tokens(call, answer.status, encoding, body)
+        return Passed(answer.status, answer.reason, head, length, body)
 
     def _note_tokens(self, call: Call, status: int, encoding: str | None, body: bytes) -> None:
         if status == 200 and encoding is None:
@@ -259,9 +260,8 @@ class Front:
                 self._note_misunderstood(came.call)
         else:
             answer, written = await self._writes.carry_out(behind, write, send)
-        encoding = answer.headers.get(hdrs.CONTENT_ENCODING)
-        self._note_tokens(came.call, answer.status, encoding, answer.body)
-        answer.headers["X-Served-By"] = self._answers.served_by
+        self._note_tokens(came.call, answer.status, answer.encoding, answer.body)
+        answer.head.append(self._served_by)
         if written is not None:
             return await self._written(here, answer, written, concern)
         return _response(answer)
@@ -270,7 +270,7 @@ class Front:
         self, here: Served, answer: Answer, written: Written, concern: headers.Concern
     ) -> web.StreamResponse:
         token = waits.token_text(here, written.revision, written.vector)
-        answer.headers["X-Revision-Token"] = token
+        answer.head.append((b"X-Revision-Token", token.encode()))
         if concern.level is not WriteConcern.LOCAL:
             missing = await waits.hold(here, written, concern)
             if missing:
@@ -326,8 +326,8 @@ def _line(local: Request) -> str:
     return f"{local.path}?{local.query}" if local.query else local.path
 
 
-def _response(answer: Answer) -> web.Response:
-    return passed(answer.status, answer.reason, answer.headers, answer.length, answer.body)
+def _response(answer: Answer) -> Passed:
+    return Passed(answer.status, answer.reason, answer.head, answer.length, answer.body)
 
 
 def _inside(request: web.Request, body: bytes) -> bytes:
