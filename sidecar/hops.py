@@ -9,10 +9,13 @@ import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from email.utils import formatdate
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_writer import StreamWriter
 from multidict import CIMultiDict
 
 from sidecar.errors import Refused
@@ -38,9 +41,6 @@ MAX_HEADERS: Final = 256
 SMALL_BYTES: Final = 64 * 1024
 """Bodies up to this length are read whole and passed on in one piece."""
 
-NO_AUTO: Final = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
-"""What the HTTP client would add."""
-
 HEADS: Final[dict[str, Any]] = {
     "max_line_size": MAX_LINE_BYTES,
     "max_field_size": MAX_LINE_BYTES,
@@ -48,7 +48,49 @@ HEADS: Final[dict[str, Any]] = {
 }
 """Options of a client session or of a server that take heads as large as those that pass."""
 
+_NO_DEFAULTS = CIMultiDict({hdrs.CONTENT_TYPE: None})
+
+
+class Sending(NamedTuple):
+    """What a request is made of, as `data` of a session that passes requests (`PASSES`)."""
+
+    headers: CIMultiDict[str]
+    body: "Body"
+
+
+class _Sent(aiohttp.ClientRequest):
+    """A request to which no header is added but `Host` and the framing, and none is merged.
+
+    What is there whole leaves at once with its head, without a task of its own.
+    """
+
+    _whole = b""
+
+    def update_auto_headers(self, skip_auto_headers: object) -> None:
+        self._skip_auto_headers = _NO_DEFAULTS
+
+    def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
+        assert isinstance(body, Sending)
+        self.headers.extend(body.headers)
+        if isinstance(body.body, bytes):
+            self._whole = body.body
+            self.headers[hdrs.CONTENT_LENGTH] = str(len(body.body))
+        else:
+            super().update_body_from_data(body.body, _stacklevel + 1)
+
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        answer = await super().send(conn)
+        if self._whole:
+            conn.protocol.transport.write(self._whole)
+        return answer
+
+
+PASSES: Final[dict[str, Any]] = {"request_class": _Sent, "auto_decompress": False, **HEADS}
+"""Options of a client session that adds nothing and changes nothing."""
+
 RawHeaders = Sequence[tuple[bytes, bytes]]
+Head = list[tuple[bytes, bytes]]
+"""Headers as bytes, in their order."""
 
 _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 _TAKEN: Final = web.RequestKey("body taken", bool)
@@ -68,33 +110,35 @@ def target_of(request: web.Request) -> str:
     return target
 
 
-def end_to_end(raw: RawHeaders, dropped: frozenset[bytes] = HOP_BY_HOP) -> CIMultiDict[str]:
-    """The headers that pass a proxy: with every repetition, and spelled as they came."""
-    if named := [value for name, value in raw if name.lower() == b"connection"]:
-        dropped = dropped.union(one.strip().lower() for v in named for one in v.split(b","))
-    return CIMultiDict(
-        (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
-        for name, value in raw
-        if name.lower() not in dropped
-    )
+def end_to_end(raw: RawHeaders, dropped: frozenset[bytes] = HOP_BY_HOP) -> Head:
+    """The headers that pass a proxy: with every repetition, and spelled as they came.
+
+    dropped: their names in small letters, `connection` among them.
+    """
+    kept, named = [], b""
+    for pair in raw:
+        name = pair[0].lower()
+        if name not in dropped:
+            kept.append(pair)
+        elif name == b"connection":
+            named += pair[1].lower() + b","
+    if not named:
+        return kept
+    others = {each.strip() for each in named.split(b",")}
+    return [pair for pair in kept if pair[0].lower() not in others]
 
 
-def asked_headers(request: web.Request, body: "Body") -> CIMultiDict[str]:
-    """The headers of a request as the other side gets them. Raises Refused."""
-    headers = end_to_end(request.raw_headers, ASKED)
-    for name, value in headers.items():
+def sending(request: web.Request, body: "Body") -> Sending:
+    """A request as the other side gets it. Raises Refused."""
+    passing = end_to_end(request.raw_headers, ASKED)
+    try:
+        headers = CIMultiDict((name.decode(), value.decode()) for name, value in passing)
+    except UnicodeDecodeError:
         # The HTTP client would drop such bytes: better nothing passes than something else.
-        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise Refused("not_utf8", f"{name} has bytes that are no UTF-8")
+        raise Refused("not_utf8", "a header has bytes that are no UTF-8") from None
     if isinstance(body, Upload) and (length := request.headers.get(hdrs.CONTENT_LENGTH)):
         headers[hdrs.CONTENT_LENGTH] = length
-    return _spelled_alike(headers) if len(headers) > len(set(headers)) else headers
-
-
-def _spelled_alike(headers: CIMultiDict[str]) -> CIMultiDict[str]:
-    """The HTTP client keeps repetitions only where all are spelled as the first one is."""
-    first: dict[str, str] = {}
-    return CIMultiDict((first.setdefault(n.lower(), n), value) for n, value in headers.items())
+    return Sending(headers, body)
 
 
 # -- bodies of requests ----------------------------------------------------------------------------
@@ -152,78 +196,81 @@ def can_go_on(request: web.Request) -> bool:
 # -- answers ---------------------------------------------------------------------------------------
 
 
-class _AsItCame(web.StreamResponse):
-    """An answer of another server: only `Date` is added where there is none (RFC 9110, 6.6.1).
+class Passed(web.StreamResponse):
+    """An answer of another server, whose head is made of the bytes that it came with.
 
-    length: of what the answer is about, where that is no body: to HEAD, and with 304.
+    Only `Date` is added where there is none (RFC 9110, 6.6.1). head: end to end. length: as it
+    said, also where there is no body: to HEAD, and with 304. body: all of it, or None where it is
+    written bit by bit.
     """
 
-    length: int | None = None
+    def __init__(
+        self, status: int, reason: str | None, head: Head, length: int | None, body: bytes | None
+    ) -> None:
+        super().__init__(status=status, reason=reason)
+        self.head, self._length, self._whole = head, length, body or b""
+        self._send_headers_immediately = body is None
 
-    async def _prepare_headers(self) -> None:
-        headers = self.headers
-        added = [n for n in (hdrs.CONTENT_TYPE, hdrs.SERVER) if n not in headers]
-        await super()._prepare_headers()
-        for name in added:
-            headers.popall(name, None)
-        if self.status == 304 and self.length is not None:
-            headers[hdrs.CONTENT_LENGTH] = str(self.length)
-
-    async def _write_headers(self) -> None:
-        if self.reason.isascii() and all(value.isascii() for value in self.headers.values()):
-            await super()._write_headers()
-            return
-        # aiohttp drops what is not UTF-8.
-        request, writer = self._req, self._payload_writer
-        assert request is not None
-        assert isinstance(writer, aiohttp.http_writer.StreamWriter)
+    async def _start(self, request: web.BaseRequest) -> AbstractStreamWriter:
+        self._req = request
+        writer = self._payload_writer = request._payload_writer
+        assert isinstance(writer, StreamWriter)
         version = request.version
-        lines = [f"HTTP/{version.major}.{version.minor} {self.status} {self.reason}"]
-        lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        writer._headers_buf = "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
+        line = f"HTTP/{version.major}.{version.minor} {self.status} {self.reason}\r\n"
+        fields = [*self.head, *self._framing(request, writer)]
+        if not any(name.lower() == b"date" for name, _ in fields):
+            fields.append((b"Date", formatdate(usegmt=True).encode()))
+        writer._headers_buf = b"%s%s\r\n" % (
+            line.encode("utf-8", "surrogateescape"),
+            b"".join([b"%s: %s\r\n" % field for field in fields]),
+        )
         if self._send_headers_immediately:
             writer.send_headers()
+        return writer
 
+    def _framing(self, request: web.BaseRequest, writer: StreamWriter) -> Head:
+        is_new = request.version >= aiohttp.HttpVersion11
+        keep_alive = request.keep_alive if self._keep_alive is None else self._keep_alive
+        fields: Head = []
+        if self._length is not None:
+            if self.status != 204:
+                fields.append((b"Content-Length", b"%d" % self._length))
+            writer.length = 0 if self._must_be_empty_body else self._length
+        elif not self._must_be_empty_body:
+            if is_new:
+                writer.enable_chunking()
+                fields.append((b"Transfer-Encoding", b"chunked"))
+            else:
+                keep_alive = False
+        if keep_alive is not is_new:
+            fields.append((b"Connection", b"keep-alive" if keep_alive else b"close"))
+        self._keep_alive = keep_alive
+        return fields
 
-class Passed(_AsItCame, web.Response):
-    """One that is there whole, and goes out in one piece."""
-
-
-class _Passing(_AsItCame):
-    """One that goes out as it comes."""
-
-
-def passed(
-    status: int, reason: str | None, headers: CIMultiDict[str], length: int | None, body: bytes
-) -> Passed:
-    """An answer that was read whole. headers: end to end. length: as it said."""
-    answer = Passed(status=status, reason=reason, headers=headers, body=body or None)
-    if length is not None and not body:
-        answer.length = length
-        answer.headers[hdrs.CONTENT_LENGTH] = str(length)
-    return answer
+    async def write_eof(self, data: bytes = b"") -> None:
+        whole, self._whole = self._whole, b""
+        await super().write_eof(b"" if self._must_be_empty_body else data or whole)
 
 
 async def relay(
     request: web.Request,
     answer: aiohttp.ClientResponse,
-    headers: CIMultiDict[str],
+    head: Head,
     *,
     whose: str,
 ) -> web.StreamResponse:
     """Pass an answer on as it comes. Raises ConnectionResetError where it breaks off."""
-    response = _Passing(status=answer.status, reason=answer.reason, headers=headers)
-    if answer.content_length is None:
+    length = answer.content_length
+    response = Passed(answer.status, answer.reason, head, length, None)
+    if length is None:
         _be_patient(answer)
-    else:
-        response.length = response.content_length = answer.content_length
     await response.prepare(request)
     try:
         async for chunk in answer.content.iter_any():
             await response.write(chunk)
     except (aiohttp.ClientError, TimeoutError) as error:
         # The client must not take this for the whole answer.
-        if response.content_length is None and request.version < aiohttp.HttpVersion11:
+        if length is None and request.version < aiohttp.HttpVersion11:
             _reset(request)
         raise ConnectionResetError(f"the answer of {whose} broke off") from error
     await response.write_eof()

@@ -6,8 +6,6 @@ become the same JSON as everywhere else. Knows nothing of the calls.
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import http_exceptions, web
@@ -68,18 +66,21 @@ class _Connection(web.RequestHandler):
             super().log_exception(*args, **kw)
 
 
-@contextmanager
-def while_client_stays(request: web.Request) -> Iterator[None]:
+class WhileClientStays:
     """Cancels what is inside when the client goes away: nobody wants the answer any more."""
-    connection = request.protocol
-    if not isinstance(connection, _Connection):
-        yield
-        return
-    connection.ends_with_it = asyncio.current_task()
-    try:
-        yield
-    finally:
-        connection.ends_with_it = None
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, request: web.Request) -> None:
+        self._connection = request.protocol
+
+    def __enter__(self) -> None:
+        if isinstance(self._connection, _Connection):
+            self._connection.ends_with_it = asyncio.current_task()
+
+    def __exit__(self, *failure: object) -> None:
+        if isinstance(self._connection, _Connection):
+            self._connection.ends_with_it = None
 
 
 class _Server(web.Server):

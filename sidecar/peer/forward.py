@@ -7,7 +7,7 @@ been decided by `core/router.py`.
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
@@ -21,16 +21,14 @@ from sidecar.core.token import Token
 from sidecar.core.topology import Node, NodeId, Topology
 from sidecar.errors import Refused, SidecarError, Unavailable
 from sidecar.hops import (
-    HEADS,
     HOP_BY_HOP,
-    NO_AUTO,
-    Body,
-    asked_headers,
+    PASSES,
+    Passed,
     body_of,
     can_go_on,
     end_to_end,
-    passed,
     relay,
+    sending,
     target_of,
 )
 from sidecar.peer.connections import Connections
@@ -50,7 +48,7 @@ NOT_SERVED: Final = frozenset(
 DATABASE_PREFIX: Final = "/database"
 """Before the path of a request for the database behind another node."""
 
-FROM_DATABASE: Final = "X-Sidecar-From-Database"
+FROM_DATABASE: Final = b"X-Sidecar-From-Database"
 """Between nodes: a 503 is the database's own, whatever its body says."""
 
 CONNECT_S = 2.0
@@ -62,7 +60,8 @@ WAITS = {"X-Consistency-Timeout-Ms": 2_000, "X-Write-Concern-Timeout-Ms": 5_000}
 
 SMALL_BYTES = 256 * 1024
 
-_OURS: Final = HOP_BY_HOP | {b"date", b"server"}
+_OF_NODE: Final = HOP_BY_HOP | {FROM_DATABASE.lower()}
+_OWN: Final = HOP_BY_HOP | {b"date", b"server"}
 _ENDLESS: Final = web.RequestKey("endless", bool)
 
 
@@ -85,8 +84,7 @@ class Forwarder(Connections):
         forwarded: Callable[[NodeId], None],
         is_proxy: bool = False,
     ) -> None:
-        options = {"skip_auto_headers": NO_AUTO, **HEADS} if is_proxy else {}
-        super().__init__(auto_decompress=False, **options)
+        super().__init__(**(PASSES if is_proxy else {"auto_decompress": False}))
         self._router, self._topology, self._here = router, topology, here
         self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
         self._is_proxy = is_proxy
@@ -200,17 +198,15 @@ class Forwarder(Connections):
         self, node: Node, request: web.Request, request_type: RequestType
     ) -> web.StreamResponse:
         """The answer of a node. Raises Unavailable where the node has not served the request."""
-        body = await (body_of(request) if self._is_proxy else request.read())
+        url, what = await self._passed(node, request)
         self._forwarded(node.id)
-        url, headers = self._passed(node, request, body)
         try:
             answer = await self._session.request(
                 request.method,
                 url,
-                data=body,
-                headers=headers,
                 allow_redirects=False,
                 timeout=self._patience(request, request_type),
+                **what,
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _unreachable(node, error) from error
@@ -226,16 +222,17 @@ class Forwarder(Connections):
         async with answer:
             return await self._relay(node, request, request_type, answer)
 
-    def _passed(self, node: Node, request: web.Request, body: Body) -> tuple[URL, CIMultiDict[str]]:
-        """Where a request goes on to, and with which headers."""
+    async def _passed(self, node: Node, request: web.Request) -> tuple[URL, dict[str, Any]]:
+        """Where a request goes on to, and what of it."""
         if self._is_proxy:
             # Query and all, so that nothing of it is read as anything else.
             target = DATABASE_PREFIX + target_of(request)
             url = URL(f"http://{node.endpoint}").with_path(target, encoded=True)
-            return url, asked_headers(request, body)
+            return url, {"data": sending(request, await body_of(request))}
         known = ((name, request.headers.get(name)) for name in PASSED)
         headers = CIMultiDict((name, value) for name, value in known if value is not None)
-        return URL(f"http://{node.endpoint}{request.path_qs}", encoded=True), headers
+        url = URL(f"http://{node.endpoint}{request.path_qs}", encoded=True)
+        return url, {"data": await request.read(), "headers": headers}
 
     def _patience(self, request: web.Request, request_type: RequestType) -> aiohttp.ClientTimeout:
         silence_s = self._timeout_s + (SEARCH_S if request_type is RequestType.WRITE else 0.0)
@@ -256,7 +253,7 @@ class Forwarder(Connections):
         answer: aiohttp.ClientResponse,
     ) -> web.StreamResponse:
         # Those of a database are its own.
-        headers = end_to_end(answer.raw_headers, HOP_BY_HOP if self._is_proxy else _OURS)
+        head = end_to_end(answer.raw_headers, _OF_NODE if self._is_proxy else _OWN)
         length = answer.content_length
         if length is not None and length <= SMALL_BYTES:
             try:
@@ -267,10 +264,10 @@ class Forwarder(Connections):
                 raise Unavailable(
                     "outcome_unknown", f"the answer of node {node.id} broke off: {error}"
                 ) from error
-            if answer.status == 503 and headers.pop(FROM_DATABASE, None) is None:
+            if answer.status == 503 and FROM_DATABASE.decode() not in answer.headers:
                 _raise_if_not_served(body)
-            return passed(answer.status, answer.reason, headers, length, body)
-        return await relay(request, answer, headers, whose=f"node {node.id}")
+            return Passed(answer.status, answer.reason, head, length, body)
+        return await relay(request, answer, head, whose=f"node {node.id}")
 
 
 async def _is_guarded(request: web.Request) -> bool:

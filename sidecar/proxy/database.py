@@ -17,7 +17,7 @@ from yarl import URL
 
 from sidecar.dialects.dialect import Ask
 from sidecar.errors import Unavailable
-from sidecar.hops import HEADS, NO_AUTO, Body, Upload, end_to_end
+from sidecar.hops import HOP_BY_HOP, PASSES, Head, Sending, Upload, end_to_end
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +37,20 @@ KEEPALIVE_S = 4.0
 meets its end may have been carried out or not."""
 
 
+_DROPPED = HOP_BY_HOP | {b"x-served-by"}
+
+
 class Answer(NamedTuple):
-    """An answer read whole. length: as it said, also where there is no body."""
+    """An answer read whole. head: what passes on of its headers. length: as it said, also where
+    there is no body. encoding: of the body.
+    """
 
     status: int
     reason: str | None
-    headers: CIMultiDict[str]
+    head: Head
     body: bytes
     length: int | None = None
+    encoding: str | None = None
 
     @property
     def is_done(self) -> bool:
@@ -62,8 +68,7 @@ class Asked(NamedTuple):
 
     method: str
     target: str
-    headers: CIMultiDict[str]
-    body: Body
+    sending: Sending
 
 
 class NotSent(Unavailable):
@@ -115,8 +120,8 @@ class Database:
         Raises NotSent, and Unavailable("outcome_unknown") where it may have been carried out.
         """
         timeout = self._endless if is_endless else self._patience
-        if isinstance(asked.body, Upload):
-            return await self._uploaded(asked, asked.body, timeout)
+        if isinstance(asked.sending.body, Upload):
+            return await self._uploaded(asked, asked.sending.body, timeout)
         return await self._request(self._session, asked, timeout)
 
     async def _uploaded(
@@ -144,8 +149,7 @@ class Database:
                 asked.method,
                 # Query and all, so that nothing of it is read as anything else.
                 self._base.with_path(self._prefix + asked.target, encoded=True),
-                data=asked.body,
-                headers=asked.headers,
+                data=asked.sending,
                 allow_redirects=False,
                 timeout=timeout,
             )
@@ -177,16 +181,19 @@ class Database:
             headers[hdrs.CONTENT_TYPE] = "application/json"
         if self._token:
             headers[hdrs.AUTHORIZATION] = f"Bearer {self._token}"
-        return await self._answer(self._own, Asked(ask.method, ask.path, headers, ask.body or None))
+        return await self._answer(
+            self._own, Asked(ask.method, ask.path, Sending(headers, ask.body or None))
+        )
 
     async def _answer(self, session: aiohttp.ClientSession, asked: Asked) -> Answer:
         async with await self._request(session, asked, self._patience) as answer:
-            headers, length = end_to_end(answer.raw_headers), answer.content_length
-            return Answer(answer.status, answer.reason, headers, await read(answer), length)
+            head, encoding = passing(answer), answer.headers.get(hdrs.CONTENT_ENCODING)
+            body = await read(answer)
+            return Answer(answer.status, answer.reason, head, body, answer.content_length, encoding)
 
     async def watch(self) -> None:
         """Ask for ever whether it serves."""
-        serves = Asked("GET", self._health_path, CIMultiDict(), None)
+        serves = Asked("GET", self._health_path, Sending(CIMultiDict(), None))
         while True:
             try:
                 answer = await self._answer(self._own, serves)
@@ -207,6 +214,11 @@ class Database:
         self.away_because = failure
 
 
+def passing(answer: aiohttp.ClientResponse) -> Head:
+    """What passes on of its headers: who served it is for the sidecar to say."""
+    return end_to_end(answer.raw_headers, _DROPPED)
+
+
 async def read(answer: aiohttp.ClientResponse) -> bytes:
     """The rest of an answer. Raises Unavailable("outcome_unknown") where it breaks off."""
     try:
@@ -220,9 +232,7 @@ def _session(connections: int) -> aiohttp.ClientSession:
         connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEPALIVE_S),
         # What one client is given, another must never send.
         cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        skip_auto_headers=NO_AUTO,
-        **HEADS,
+        **PASSES,
     )
     # It would repeat PUT and DELETE on a connection that ends, and those may be writes.
     session._retry_connection = False

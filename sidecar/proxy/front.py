@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 
 from sidecar.api import headers, waits
 from sidecar.api.answers import Answers, Route
-from sidecar.api.listener import AppListener, while_client_stays
+from sidecar.api.listener import AppListener, WhileClientStays
 from sidecar.api.native import ANSWERS, serve_looks
 from sidecar.api.served import Partitions, Served
 from sidecar.core.concern import WriteConcern
@@ -26,16 +26,15 @@ from sidecar.hops import (
     HEADS,
     SMALL_BYTES,
     Body,
+    Passed,
     Upload,
-    asked_headers,
     body_of,
-    end_to_end,
-    passed,
     relay,
+    sending,
     target_of,
 )
 from sidecar.peer.forward import DATABASE_PREFIX, FROM_DATABASE, Forwarder
-from sidecar.proxy.database import Answer, Asked, Database, Dropped, NotSent, read
+from sidecar.proxy.database import Answer, Asked, Database, Dropped, NotSent, passing, read
 from sidecar.proxy.writes import Behind, Writes
 from sidecar.store.calls import Written
 
@@ -96,6 +95,7 @@ class Front:
         self._partitions, self._dialect, self._database = partitions, dialect, database
         self._forwarder, self._answers, self._behind = forwarder, answers, behind
         self._writes, self._passes_unknown = writes, passes_unknown
+        self._served_by = (b"X-Served-By", answers.served_by.encode())
         self._issued = Issued()
         self.misunderstood = 0
 
@@ -110,12 +110,12 @@ class Front:
 
         call = came.call
         if call.kind is Kind.CONTROL:
-            with while_client_stays(request):
+            with WhileClientStays(request):
                 return await self._stream(came)
         self._partitions.of(came.tenant)
         if _must_end(call):
             return await self._forwarder.serve(request, RequestType.WRITE, came.tenant, here)
-        with while_client_stays(request):
+        with WhileClientStays(request):
             return await self._forwarder.serve(
                 request, TYPES[call.kind], came.tenant, here, is_endless=call.is_endless
             )
@@ -126,11 +126,11 @@ class Front:
         if _must_end(came.call):
             answer = await self._here(came)
         else:
-            with while_client_stays(request):
+            with WhileClientStays(request):
                 answer = await self._here(came)
-        if answer.status == 503 and not answer.prepared:
+        if answer.status == 503 and isinstance(answer, Passed):
             # It may have been carried out all the same.
-            answer.headers[FROM_DATABASE] = "yes"
+            answer.head.append((FROM_DATABASE, b"yes"))
         return answer
 
     def _came(self, request: web.Request, target: str) -> _Came:
@@ -203,7 +203,7 @@ class Front:
         try:
             return await self._database.sent(asked, is_endless=call.is_endless)
         except Dropped:
-            if call.kind is not Kind.READ or isinstance(asked.body, Upload):
+            if call.kind is not Kind.READ or isinstance(asked.sending.body, Upload):
                 raise
             # It was closed while it was idle, mostly; a read may be done again.
             return await self._database.sent(asked, is_endless=call.is_endless)
@@ -217,21 +217,22 @@ class Front:
         if local.body == inside:
             return local, _asked(came, local, body or None)
         rewritten = _asked(came, local, local.body)
-        rewritten.headers.popall(hdrs.CONTENT_ENCODING, None)
+        rewritten.sending.headers.popall(hdrs.CONTENT_ENCODING, None)
         return local, rewritten
 
     async def _pass_back(
         self, request: web.Request, call: Call, answer: aiohttp.ClientResponse
     ) -> web.StreamResponse:
-        headers = end_to_end(answer.raw_headers)
-        headers["X-Served-By"] = self._answers.served_by
+        head = passing(answer)
+        head.append(self._served_by)
         length = answer.content_length
         if length is None or length > SMALL_BYTES:
-            return await relay(request, answer, headers, whose="the database")
+            return await relay(request, answer, head, whose="the database")
         body = await read(answer)
         if call.looks_inside:
-            self._note_tokens(call, answer.status, headers.get(hdrs.CONTENT_ENCODING), body)
-        return passed(answer.status, answer.reason, headers, length, body)
+            encoding = answer.headers.get(hdrs.CONTENT_ENCODING)
+            self._note_tokens(call, answer.status, encoding, body)
+        return Passed(answer.status, answer.reason, head, length, body)
 
     def _note_tokens(self, call: Call, status: int, encoding: str | None, body: bytes) -> None:
         if status == 200 and encoding is None:
@@ -259,9 +260,8 @@ class Front:
                 self._note_misunderstood(came.call)
         else:
             answer, written = await self._writes.carry_out(behind, write, send)
-        encoding = answer.headers.get(hdrs.CONTENT_ENCODING)
-        self._note_tokens(came.call, answer.status, encoding, answer.body)
-        answer.headers["X-Served-By"] = self._answers.served_by
+        self._note_tokens(came.call, answer.status, answer.encoding, answer.body)
+        answer.head.append(self._served_by)
         if written is not None:
             return await self._written(here, answer, written, concern)
         return _response(answer)
@@ -270,7 +270,7 @@ class Front:
         self, here: Served, answer: Answer, written: Written, concern: headers.Concern
     ) -> web.StreamResponse:
         token = waits.token_text(here, written.revision, written.vector)
-        answer.headers["X-Revision-Token"] = token
+        answer.head.append((b"X-Revision-Token", token.encode()))
         if concern.level is not WriteConcern.LOCAL:
             missing = await waits.hold(here, written, concern)
             if missing:
@@ -319,21 +319,21 @@ def _asked(came: _Came, local: Request, body: Body) -> Asked:
     """The request for the database: what has not changed goes on as it came."""
     is_same = (local.path, local.query) == (came.asked.path, came.asked.query)
     target = came.target if is_same else _line(local)
-    return Asked(came.request.method, target, asked_headers(came.request, body), body)
+    return Asked(came.request.method, target, sending(came.request, body))
 
 
 def _line(local: Request) -> str:
     return f"{local.path}?{local.query}" if local.query else local.path
 
 
-def _response(answer: Answer) -> web.Response:
-    return passed(answer.status, answer.reason, answer.headers, answer.length, answer.body)
+def _response(answer: Answer) -> Passed:
+    return Passed(answer.status, answer.reason, answer.head, answer.length, answer.body)
 
 
 def _inside(request: web.Request, body: bytes) -> bytes:
     """The body as it was before it was compressed. Raises Refused."""
-    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
-    if encoding == "identity" or not body:
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
+    if encoding is None or not body or (encoding := encoding.lower()) == "identity":
         return body
     if encoding not in {"gzip", "deflate"}:
         raise Refused(
