@@ -216,9 +216,9 @@ class Passed(web.StreamResponse):
         writer = self._payload_writer = request._payload_writer
         assert isinstance(writer, StreamWriter)
         version = request.version
-        line = f"HTTP/{version.major}.{version.minor} {self.status} {self.reason}\r\n"
+        line = f"HTTP/{version[0]}.{version[1]} {self._status} {self._reason}\r\n"
         fields = [*self.head, *self._framing(request, writer)]
-        if not any(name.lower() == b"date" for name, _ in fields):
+        if b"date" not in [name.lower() for name, _ in self.head]:
             fields.append((b"Date", formatdate(usegmt=True).encode()))
         writer._headers_buf = b"%s%s\r\n" % (
             line.encode("utf-8", "surrogateescape"),

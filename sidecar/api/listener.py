@@ -6,11 +6,12 @@ become the same JSON as everywhere else. Knows nothing of the calls.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import http_exceptions, web
 
-from sidecar.api.answers import Answers
+from sidecar.api.answers import Answers, Route
 
 log = logging.getLogger(__name__)
 
@@ -95,20 +96,42 @@ class _Server(web.Server):
 
 
 class AppListener(web.AppRunner):
-    """`aiohttp.web.AppRunner` for the app of `native_app`; without an access log."""
+    """`aiohttp.web.AppRunner` for the app of `native_app`; without an access log.
 
-    __slots__ = ("_answers",)
+    shortcut: the route of a request that the app need not look for, or None.
+    """
 
-    def __init__(self, app: web.Application, answers: Answers, **options: Any) -> None:
+    __slots__ = ("_answers", "_shortcut")
+
+    def __init__(
+        self,
+        app: web.Application,
+        answers: Answers,
+        *,
+        shortcut: Callable[[web.Request], Route | None] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(app, **{"access_log": None, **options})
-        self._answers = answers
+        self._answers, self._shortcut = answers, shortcut
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
         return _Server(
             self._answers,
-            plain.request_handler,
+            self._cut_short(plain.request_handler),
             request_factory=plain.request_factory,
             loop=asyncio.get_running_loop(),
             **plain._kwargs,
         )
+
+    def _cut_short(self, handler: Any) -> Any:
+        shortcut = self._shortcut
+        if shortcut is None:
+            return handler
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            route = shortcut(request)
+            answer: web.StreamResponse = await (handler if route is None else route)(request)
+            return answer
+
+        return handle
