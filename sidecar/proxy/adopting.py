@@ -101,6 +101,8 @@ class Adopting:
             if self.found.relationships == before:
                 await self._refuse_to_empty(tenant)
         await self._read_here()
+        if not self.is_dry and (self.deletes or not self.found.missing):
+            await self.behind.store.lacks_nothing()
 
     # -- what the database holds ------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ class Proxy:
         self._partitions = partitions
         self._adopted: Adopted | None = None
         self._behind: dict[str, Behind] = {}
+        self._lacking: dict[str, bool] = {}
         self._metrics = {one.name: metrics.of(one.name) for one in partitions}
         writes = None
         if isinstance(self.dialect, ReplicatedDialect):
@@ -118,6 +119,7 @@ class Proxy:
                     unsettled=one.settling.count,
                     is_up=not self.database.away_because,
                 )
+                self._lacking[one.store.keys.partition] = await one.store.may_lack()
             except Unavailable as unavailable:
                 log.debug("nothing is counted: %s", unavailable.message)
             await asyncio.sleep(COUNT_S)
@@ -220,6 +222,11 @@ class Proxy:
         """What a person should know of the database while it serves, in words."""
         failing = (one.applier.failing_because for one in self._behind.values())
         found = [f"the database is not told what is merged: {why}" for why in failing if why]
+        if any(self._lacking.values()):
+            found.append(
+                "Redis has lost writes that the database may have and no other region: "
+                "`sidecar adopt --dry-run` tells"
+            )
         if self.front.misunderstood:
             found.append(
                 f"{self.front.misunderstood} writes went to the database that are not understood "

@@ -275,6 +275,14 @@ class ProxyStore(RedisStore):
         await self._control.call("HDEL", self.keys.meta, "remark")
         return count
 
+    async def may_lack(self) -> bool:
+        """Whether Redis has lost writes since the database was read the last time."""
+        return bool(await self._read("HEXISTS", self.keys.meta, "adopt"))
+
+    async def lacks_nothing(self) -> None:
+        """The database was read, and all of it is here."""
+        await self._control.call("HDEL", self.keys.meta, "adopt")
+
     async def is_remarking(self) -> bool:
         """Whether not all that the database is to be told is marked yet."""
         return bool(await self._read("HEXISTS", self.keys.meta, "remark"))

@@ -370,3 +370,12 @@ async def test_after_any_history_the_database_ends_as_redis_shows(
         apply(shown(pending))
         await store.note_applied([(one, "") for one in pending])
     assert sorted(text for text, is_there in database.items() if is_there) == await node.listed()
+
+
+async def test_a_loss_is_remembered_until_the_database_was_read(open_node: OpenNode) -> None:
+    _, store = await proxied(open_node)
+    assert not await store.may_lack()
+    await store.begin({"q.aaaaaaaa0001": 1})
+    assert await store.may_lack()
+    await store.lacks_nothing()
+    assert not await store.may_lack()
