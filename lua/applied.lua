@@ -12,14 +12,11 @@
 -- @include dirty
 -- @include keys
 -- @include node
--- @include state
 if not node.read(ARGV[1]) then return { 'lost', '0' } end
 local gone = 0
 for i = 3, #ARGV, 3 do
   local name, version, reason = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local member, field = string.match(name, '^([^#]*)#(.*)$')
-  local text = redis.call('HGET', keys.stored(member), field)
-  if dirty.version(text and state.decode(text)) == version and not dirty.is_intended(name) then
+  if dirty.version(dirty.state(name)) == version and not dirty.is_intended(name) then
     gone = gone + redis.call('ZREM', keys.dirty, name)
     if reason == '' then
       redis.call('HDEL', keys.held, name)

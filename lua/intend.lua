@@ -5,6 +5,7 @@
 -- ARGV 2 known     highest timestamp this process knows to be stored
 -- ARGV 3 id        name of the intent, never used before
 -- ARGV 4 body      `"tenant":"…","changes":[…]}`, as the write script takes it
+-- ARGV 5 before    the schema that the database has now, where it is going to be written, else ""
 -- REPLY  outcome   "noted" | "behind" | "fenced" | "lost", then with "fenced" the region that is the
 --                  primary, "" while writes are held
 -- ERRORS BADWRITE  the body is malformed; nothing was written
@@ -13,6 +14,7 @@
 -- @include intents
 -- @include keys
 -- @include node
+-- @include number
 -- @include transaction
 -- @include tuples
 local self = node.read(ARGV[2])
@@ -26,7 +28,7 @@ if not changes or not changes[1] then
   return redis.error_reply('BADWRITE ' .. (wrong or 'no change'))
 end
 
-local names, seen, was = {}, {}, {}
+local names, seen, was, sure = {}, {}, {}, {}
 for index, change in ipairs(changes) do
   names[index] = dirty.name(body.tenant, change)
   local old = tuples.read(body.tenant, change)
@@ -34,9 +36,11 @@ for index, change in ipairs(changes) do
   local best = old and old.siblings[1]
   was[index] = best and best.insert
     and '+' .. (best.condition or '') .. '\n' .. (best.expires_at or '') or ''
+  sure[index] = dirty.is_told(names[index])
   redis.call('HINCRBY', keys.intended, names[index], 1)
 end
 redis.call('HSET', keys.intents, ARGV[3], cjson.encode({
-  tenant = body.tenant, at = ARGV[1], names = names, seen = seen, was = was, changes = body.changes,
+  tenant = body.tenant, at = ARGV[1], revision = number.text(self.clock), before = ARGV[5],
+  names = names, seen = seen, was = was, sure = sure, changes = body.changes,
 }))
 return { 'noted', '' }

@@ -2,24 +2,32 @@
 --
 -- KEYS 1 meta    hash
 -- ARGV 1 known   highest timestamp this process knows to be stored
--- ARGV 2 count   at most so many tuples
+-- ARGV 2 now_us  wall clock, microseconds
+-- ARGV 3 count   at most so many tuples
 -- REPLY  outcome "some" | "lost", then per tuple: member#field, and its state, "" for none. Tuples in an
---                open intent wait
+--                open intent wait. The outcome of what was told before must be known, or `doubt` have
+--                been said of it
+-- FLAGS  allow-oom
 --
 -- @include dirty
 -- @include keys
 -- @include node
 if not node.read(ARGV[1]) then return { 'lost' } end
-local count, window, after = tonumber(ARGV[2]), 1000, 0
+local count, window, after = tonumber(ARGV[3]), 1000, 0
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', keys.again, '-inf', ARGV[2], 'LIMIT', 0, window)) do
+  dirty.put(name)
+  redis.call('ZREM', keys.again, name)
+end
+redis.call('DEL', keys.telling)
 local reply = { 'some' }
 repeat
   local names = redis.call('ZRANGE', keys.dirty, after, after + window - 1)
   for _, name in ipairs(names) do
     if #reply > 2 * count then break end
     if not dirty.is_intended(name) then
-      local member, field = string.match(name, '^([^#]*)#(.*)$')
       reply[#reply + 1] = name
-      reply[#reply + 1] = redis.call('HGET', keys.stored(member), field) or ''
+      reply[#reply + 1] = dirty.text(name) or ''
+      redis.call('SADD', keys.telling, name)
     end
   end
   after = after + window

@@ -6,15 +6,15 @@
 -- ARGV 3 last    the last one
 -- REPLY  outcome "marked" | "lost", then how many tuples
 --
+-- @include dirty
 -- @include keys
 -- @include node
 -- @include number
-local self = node.read(ARGV[1])
-if not self then return { 'lost', '0' } end
-local count, at = 0, number.text(self.clock)
+if not node.read(ARGV[1]) then return { 'lost', '0' } end
+local count = 0
 
 local function mark(name)
-  redis.call('ZADD', keys.dirty, at, name)
+  dirty.put(name)
   count = count + 1
 end
 

@@ -7,15 +7,14 @@
 -- REPLY  outcome "closed" | "absent" | "lost"
 -- FLAGS  allow-oom
 --
+-- @include dirty
 -- @include intents
--- @include keys
 -- @include node
--- @include number
-local self = node.read(ARGV[1])
-if not self then return { 'lost' } end
-local seen = intents.close(ARGV[2])
-if not seen then return { 'absent' } end
+if not node.read(ARGV[1]) then return { 'lost' } end
+local intent = intents.open(ARGV[2])
+if not intent then return { 'absent' } end
+intents.close(intent)
 if ARGV[3] == '1' then
-  for name in pairs(seen) do redis.call('ZADD', keys.dirty, number.text(self.clock), name) end
+  for _, name in ipairs(intent.names) do dirty.again(name, 0) end
 end
 return { 'closed' }

@@ -4,9 +4,11 @@
 -- ARGV 1 now_us    wall clock, microseconds
 -- ARGV 2 known     highest timestamp this process knows to be stored
 -- ARGV 3… pairs    per write: its body, `"tenant":"…","changes":[…]}`, the tail of the JSON of
---                  its transaction; and "" or JSON {"expected", "key", "hash", "again", "intent"},
+--                  its transaction; and "" or JSON {"expected", "key", "hash", "again", "intent",
+--                  "late"},
 --                  each optional; "again": it was accepted before, and no fence keeps it out;
---                  "intent": it was noted before under this id, and the database has done it
+--                  "intent": it was noted before under this id, and the database has done it; "late":
+--                  that was found out by looking, and it is told once more
 -- REPLY  outcome   "stored" | "behind" | "lost", then the vector as JSON, the timestamp of this
 --                  node's write before these, its origin, then four texts per write:
 --                  "written" | "replayed" | "mismatch" | "reused" | "fenced" | "absent" (there is no
@@ -73,7 +75,7 @@ end
 local function commit(write)
   local intended = nil
   if write.guard.intent then
-    intended = intents.close(write.guard.intent)
+    intended = intents.open(write.guard.intent)
     if not intended then return answer('absent', '0', '0', '') end
   end
   if self.fenced and not write.guard.again and not intended then return answer('fenced', '0', '0', self.fenced) end
@@ -85,6 +87,11 @@ local function commit(write)
         change.resource .. '#' .. change.relation .. '@' .. change.subject)
     end
     states[index] = old or false
+  end
+  local seen = {}
+  if intended then
+    intents.close(intended)
+    if not write.guard.late then seen = intents.seen(intended) end
   end
   local previous = self.vector[self.origin]
   local at = node.tick(self, now_us, 0)
@@ -102,12 +109,15 @@ local function commit(write)
       expires_at = change.insert and change.expires_at or nil,
     }, self.vector)
     local page = pages.of(change.bucket)
-    local seen = page and state.above(new.beyond, page, self.vector) or new.beyond
-    if seen then beyond[#beyond + 1] = '"' .. index .. '":' .. node.vector_json(seen) end
+    local above = page and state.above(new.beyond, page, self.vector) or new.beyond
+    if above then beyond[#beyond + 1] = '"' .. index .. '":' .. node.vector_json(above) end
     if self.exposed then undo.note(write.tenant, change, old) end
     -- What came in between the intent and this may have reached the database as well.
-    local seen = intended and intended[dirty.name(write.tenant, change)]
-    tuples.write(write.tenant, change, old, new, seen == dirty.version(old))
+    local is_applied = seen[dirty.name(write.tenant, change)] == dirty.version(old)
+    tuples.write(write.tenant, change, old, new, is_applied)
+  end
+  if intended and write.guard.late then
+    for _, name in ipairs(intended.names) do dirty.again(name, 0) end
   end
   self.vector[self.origin] = at
   local extra = ''

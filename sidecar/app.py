@@ -12,6 +12,7 @@ from aiohttp import web
 
 from sidecar import logs
 from sidecar.admin.conflicts import ConflictLog
+from sidecar.admin.database import DatabaseCalls
 from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
 from sidecar.agent.probe import Probes
@@ -102,6 +103,7 @@ async def _serve(
         proxy = await stack.enter_async_context(Proxy(config.database, parts))
         health.behind_stands(proxy)
     promoting = Promoting(partitions.everywhere.promotion, answers)
+    database = DatabaseCalls(proxy, answers)
     operations = Operations(
         node,
         partitions,
@@ -109,9 +111,10 @@ async def _serve(
         primacy=partitions.everywhere.primacy,
         promote=promoting.promote,
         probes=probes,
+        database=database.status,
     )
     conflicts = ConflictLog([one.store for one in partitions], answers)
-    admin = admin_app(metrics, health, conflicts, operations)
+    admin = admin_app(metrics, health, conflicts, operations, database)
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
     peer = peer_app(reception, health, Inspection(partitions, answers), promoting)
     options = {"shutdown_timeout": float(config.drain_timeout_s)}

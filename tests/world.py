@@ -82,8 +82,8 @@ def ask(
         )
 
 
-def sidecar_command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "sidecar", *words]
+def sidecar_command(*words: str, module: str = "sidecar") -> list[str]:
+    return [sys.executable, "-m", module, *words]
 
 
 def clean_environ(changes: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -272,7 +272,8 @@ class Node:
     """One node: where it listens, its folder, and the process that is it at the moment.
 
     `config` is a file of its own, because each node finds the others over links of its own;
-    `environ` is what it gets beside that; `tree` is where the code lies that it runs.
+    `environ` is what it gets beside that; `tree` is where the code lies that it runs; `module` is
+    what stands in for the command line there.
     """
 
     name: str
@@ -284,6 +285,7 @@ class Node:
     config: Path
     environ: dict[str, str] = field(default_factory=dict)
     tree: Path = ROOT
+    module: str = "sidecar"
     process: subprocess.Popen[bytes] | None = None
 
     # -- its life
@@ -313,7 +315,7 @@ class Node:
         words = ("run", "--config", str(self.config), "--node", self.name)
         with (self.folder / "sidecar.log").open("ab") as output:
             self.process = subprocess.Popen(
-                tethered(sidecar_command(*words), signal.SIGKILL),
+                tethered(sidecar_command(*words, module=self.module), signal.SIGKILL),
                 cwd=self.tree,
                 env=clean_environ(self.settings()),
                 stdin=subprocess.DEVNULL,
@@ -673,6 +675,9 @@ class World:
         return wait_until(self.is_settled, "all vectors are equal", limit_s)
 
     def is_settled(self) -> bool:
+        if not all(node.post_here(LIST, {"limit": 1}).status == 200 for node in self.nodes):
+            # One that was told late what it lacks catches up once more.
+            return False
         first, *others = [node.vector for node in self.nodes]
         return all(node.name in {o.split(".")[0] for o in first} for node in self.nodes) and all(
             vector == first for vector in others

@@ -1,7 +1,10 @@
 -- dirty: proxy mode: the tuples whose winner the database may not have. `dirty`: member#field, by the
--- revision at which it was marked; `intended`: how many open intents a tuple is in.
+-- revision at which it was first marked; `intended`: how many open intents a tuple is in; `again`:
+-- tuples that are to be told once more, by the wall clock from when on, whatever the database says
+-- before; `telling`: those that the database is being told.
 -- @include keys
 -- @include number
+-- @include state
 local dirty = {}
 do
   -- This node, where a database stands behind it, as `node.read` found it; marks are for it alone.
@@ -11,13 +14,43 @@ do
     return keys.member(tenant, change.resource) .. '#' .. change.field
   end
 
+  -- The oldest mark stays: whoever waits for that revision waits for it.
+  function dirty.put(name)
+    redis.call('ZADD', keys.dirty, 'NX', number.text(dirty.self.clock), name)
+  end
+
   function dirty.mark(tenant, change)
-    if not dirty.self then return end
-    redis.call('ZADD', keys.dirty, number.text(dirty.self.clock), dirty.name(tenant, change))
+    if dirty.self then dirty.put(dirty.name(tenant, change)) end
+  end
+
+  -- The latest moment stays: until then the database may still do what it was asked before.
+  function dirty.again(name, at_us)
+    dirty.put(name)
+    local before = redis.call('ZSCORE', keys.again, name)
+    if not before or tonumber(before) < at_us then
+      redis.call('ZADD', keys.again, number.text(at_us), name)
+    end
   end
 
   function dirty.is_intended(name)
     return redis.call('HEXISTS', keys.intended, name) == 1
+  end
+
+  -- Whether the database is known to have what the tuple shows.
+  function dirty.is_told(name)
+    return not redis.call('ZSCORE', keys.dirty, name) and not redis.call('ZSCORE', keys.again, name)
+      and redis.call('HEXISTS', keys.held, name) == 0
+  end
+
+  -- The text of a tuple's state, or nil.
+  function dirty.text(name)
+    local member, field = string.match(name, '^([^#]*)#(.*)$')
+    return redis.call('HGET', keys.stored(member), field) or nil
+  end
+
+  function dirty.state(name)
+    local text = dirty.text(name)
+    return text and state.decode(text)
   end
 
   -- The winner of a state as a text that changes with every write; "" for no tuple.

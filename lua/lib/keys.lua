@@ -22,6 +22,8 @@ do
   keys.held = base .. 'held'
   keys.intents = base .. 'intents'
   keys.intended = base .. 'intended'
+  keys.again = base .. 'again'
+  keys.telling = base .. 'telling'
 
   function keys.tuples(tenant, resource) return base .. 't:' .. tenant .. '/' .. resource end
   function keys.subject(tenant, subject) return base .. 's:' .. tenant .. '/' .. subject end

@@ -1,8 +1,9 @@
 """The applier: tells the database what was merged here, until it has it.
 
 Level-triggered: what a tuple shows *now* is written, and its mark goes only if it shows the same
-afterwards. What the database refuses is held with the reason, and tried again when its schema has
-changed, and now and then.
+afterwards. A request that the database has not answered it may still carry out, after the next one:
+it is told again when that is over. What the database refuses is held with the reason, and tried
+again when its schema has changed, and now and then.
 """
 
 import asyncio
@@ -35,6 +36,9 @@ RETRY_S = (0.1, 5.0)
 RELEASE_S = 30.0
 """What is held is tried again that often at least."""
 
+GRACE_S = 5.0
+"""How long the database may still carry out a request that it has not answered."""
+
 MAX_REASON = 300
 
 
@@ -52,48 +56,68 @@ class Applier:
         self._store, self._dialect, self._database = store, dialect, database
         self._gate, self._metrics = gate, metrics
         self._progress = asyncio.Condition()
+        self._steps = 0
+        self._release_at = 0.0
+        self._releases = 0
+        self._has_held = False
         self.failing_because = ""
 
     async def run(self) -> None:
         """For ever; nothing is given up."""
         pause_s = RETRY_S[0]
+        # An earlier process may have been killed while it told the database something.
+        is_in_doubt = True
         while True:
             await self._store.opened()
             self._store.changed.clear()
             try:
+                if is_in_doubt:
+                    await self._store.doubt(GRACE_S)
+                    is_in_doubt = False
                 await self._store.go_on_remarking()
-                has_worked = await self._step()
+                if not await self._step():
+                    self._note("")
+                    await self._rest()
             except SidecarError as failure:
+                is_in_doubt = True
                 self._note(failure.message)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, RETRY_S[1])
                 continue
             pause_s = RETRY_S[0]
             self._note("")
-            if not has_worked:
-                await self._rest()
 
     async def wait_applied(self, revision: int, timeout_s: float) -> bool:
         """Whether the database comes to have all that was merged up to a revision, in that time."""
         try:
             async with asyncio.timeout(timeout_s):
-                while await self._store.dirty_before(revision):
+                while True:
+                    steps = self._steps
+                    if not await self._store.dirty_before(revision):
+                        return True
                     async with self._progress:
-                        await self._progress.wait()
+                        await self._progress.wait_for(lambda: self._steps != steps)  # noqa: B023
         except TimeoutError:
             return False
-        return True
 
     async def _rest(self) -> None:
+        """Until there may be something to tell; what is held is tried again meanwhile."""
         await self._told()
+        clock = asyncio.get_running_loop().time
+        rest_s = self._release_at - clock()
+        if rest_s <= 0:
+            self._release_at = clock() + RELEASE_S
+            await self._store.release()
+            return
         try:
-            async with asyncio.timeout(RELEASE_S):
+            async with asyncio.timeout(min(rest_s, await self._store.again_in_s())):
                 await self._store.changed.wait()
         except TimeoutError:
-            await self._store.release()
+            return
 
     async def _told(self) -> None:
         async with self._progress:
+            self._steps += 1
             self._progress.notify_all()
 
     def _note(self, failure: str) -> None:
@@ -108,6 +132,7 @@ class Applier:
         pending = await self._store.pending(COUNT)
         if not pending:
             return False
+        self._releases, self._has_held = self._store.releases, False
         async with self._gate.shared():
             for one in pending:
                 if is_schema(one.identity.resource):
@@ -119,6 +144,9 @@ class Applier:
             for tenant, rows in by_tenant.items():
                 for first in range(0, len(rows), self._dialect.most_changes):
                     await self._tell(tenant, rows[first : first + self._dialect.most_changes])
+        if self._has_held and self._store.releases != self._releases:
+            # The schema was written while the database was asked: what it refused may fit now.
+            await self._store.release()
         await self._told()
         return True
 
@@ -180,6 +208,7 @@ class Applier:
             "the database refuses what was merged; it is held here",
             extra={"tuple": one.name, "reason": reason},
         )
+        self._has_held = True
         await self._store.note_applied([(one, reason[:MAX_REASON])])
 
 

@@ -1,12 +1,14 @@
 """What the database holds: the present state of tuples, and what a filter matches."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from sidecar.core.relationship import Change, Identity, Operation, Relationship
 from sidecar.dialects.dialect import (
     SCHEMA_TYPE,
     Ask,
+    Found,
     ReplicatedDialect,
     SchemaDialect,
     Verdict,
@@ -14,6 +16,8 @@ from sidecar.dialects.dialect import (
 )
 from sidecar.errors import Unavailable
 from sidecar.proxy.database import Answer, Database
+
+T = TypeVar("T")
 
 AT_ONCE = 8
 """Requests of ours at the same time."""
@@ -33,13 +37,31 @@ class Looking:
         found: dict[Identity, Relationship] = {}
         cursor = None
         while True:
-            page = self._dialect.found(
-                tenant, await self._read(self._dialect.find(tenant, matching, cursor))
-            )
+            page = await self.page(tenant, matching, cursor)
+            if page is None and cursor is None:
+                # Of a type that it does not know it has nothing.
+                return found
+            if page is None:
+                raise Unavailable("database_unavailable", "the database refuses to be read on")
             found |= {one.identity: one for one in page.relationships}
             cursor = page.cursor
             if cursor is None:
                 return found
+
+    async def page(
+        self, tenant: str, matching: Mapping[str, object], cursor: str | None
+    ) -> Found | None:
+        """Some of what a filter matches; None: the database refuses to say. Raises Unavailable."""
+        ask = self._dialect.find(tenant, matching, cursor)
+        async with self._room:
+            answer = await self._database.ask(ask)
+        verdict = self._dialect.verdict(answer.status, answer.body)
+        is_cut = answer.is_done and b"\n" in answer.body.rstrip()
+        if verdict is Verdict.REFUSED and not is_cut:
+            return None
+        if verdict is not Verdict.DONE:
+            raise unanswered(ask, answer)
+        return _understood(ask, answer, lambda: self._dialect.found(tenant, answer.body))
 
     async def present(
         self, tenant: str, identities: Sequence[Identity]
@@ -58,23 +80,22 @@ class Looking:
         """The text of the present schema; "" where there is none. Raises Unavailable."""
         if not isinstance(self._dialect, SchemaDialect):
             return ""
-        ask = self._dialect.read_schema()
+        dialect = self._dialect
+        ask = dialect.read_schema()
         answer = await self._database.ask(ask)
         if not answer.is_done and self._dialect.verdict(answer.status, answer.body) is not (
             Verdict.REFUSED
         ):
             raise unanswered(ask, answer)
-        return self._dialect.schema_of(answer.status, answer.body)
+        return _understood(ask, answer, lambda: dialect.schema_of(answer.status, answer.body))
 
-    async def _read(self, ask: Ask) -> bytes:
-        async with self._room:
-            answer = await self._database.ask(ask)
-        if answer.is_done:
-            return answer.body
-        if self._dialect.verdict(answer.status, answer.body) is Verdict.REFUSED:
-            # Of a type that it does not know it has nothing.
-            return b""
-        raise unanswered(ask, answer)
+
+def _understood(ask: Ask, answer: Answer, read: Callable[[], T]) -> T:
+    """What is not in the database's own words comes from something that stands in for it."""
+    try:
+        return read()
+    except ValueError:
+        raise unanswered(ask, answer) from None
 
 
 def unanswered(ask: Ask, answer: Answer) -> Unavailable:

@@ -3,8 +3,8 @@
 A crash at any point leaves an intent in Redis (`settling.py`) or a mark (`applier.py`).
 """
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from sidecar.core.relationship import Change, Operation
@@ -17,8 +17,6 @@ from sidecar.proxy.looking import Looking, is_schema, is_so
 from sidecar.proxy.settling import Settling
 from sidecar.store.calls import Written
 from sidecar.store.proxy_store import ProxyStore
-
-log = logging.getLogger(__name__)
 
 Send = Callable[[], Awaitable[Answer]]
 """Has the database do the write; to be called once."""
@@ -49,42 +47,63 @@ class Writes:
         Raises NotSent where nothing was done, Unavailable("outcome_unknown"), and what refuses
         writes here.
         """
-        if write.matching is None:
-            async with behind.gate.shared():
-                return await self._carry_out(behind, write, write.changes, send)
-        # What matches must be what is deleted: nothing else may write meanwhile.
-        async with behind.gate.alone():
-            found = await behind.looking.matching(write.tenant, write.matching)
-            changes = [Change(Operation.DELETE, one) for one in found.values()]
-            return await self._carry_out(behind, write, changes, send)
+        async with _gate(behind, write):
+            changes, schema = write.changes, ""
+            if write.matching is not None:
+                found = await behind.looking.matching(write.tenant, write.matching)
+                changes = [Change(Operation.DELETE, one) for one in found.values()]
+            elif _is_of_schema(write):
+                schema = await behind.looking.schema()
+            parts = [changes[i : i + MOST_CHANGES] for i in range(0, len(changes), MOST_CHANGES)]
+            intents = [behind.settling.begin() for _ in parts]
+            try:
+                await self._note(behind, write, intents, parts, schema)
+                return await self._done(behind, write, intents, parts, send)
+            finally:
+                behind.settling.leave(intents)
 
-    async def _carry_out(
-        self, behind: Behind, write: Write, changes: Sequence[Change], send: Send
-    ) -> tuple[Answer, Written | None]:
-        parts = [changes[i : i + MOST_CHANGES] for i in range(0, len(changes), MOST_CHANGES)]
-        intents: list[str] = []
+    async def _note(
+        self,
+        behind: Behind,
+        write: Write,
+        intents: Sequence[str],
+        parts: Sequence[Sequence[Change]],
+        schema: str,
+    ) -> None:
         try:
-            for part in parts:
-                intents += [await behind.store.intend(write.tenant, part)]
+            for intent, part in zip(intents, parts, strict=True):
+                await behind.store.intend(intent, write.tenant, part, schema)
         except SidecarError:
             await _withdraw(behind, intents)
             raise
+
+    async def _done(
+        self,
+        behind: Behind,
+        write: Write,
+        intents: Sequence[str],
+        parts: Sequence[Sequence[Change]],
+        send: Send,
+    ) -> tuple[Answer, Written | None]:
         try:
             answer = await send()
         except NotSent:
             await _withdraw(behind, intents)
             raise
-        except BaseException:
-            behind.settling.take(intents)
-            raise
         if answer.is_refused:
             await _withdraw(behind, intents)
-        elif answer.is_done:
+        if not answer.is_done:
+            # Of what is not withdrawn nobody knows: it may have been carried out all the same.
+            return answer, None
+        try:
             return answer, await self._commit(behind, write, intents, parts)
-        else:
-            # It may have been carried out all the same.
-            behind.settling.take(intents)
-        return answer, None
+        except SidecarError as unavailable:
+            behind.settling.leave(intents, was_done=not write.is_partial)
+            raise Unavailable(
+                "outcome_unknown",
+                "the database has carried out the write, and it could not be noted for the "
+                f"other regions yet; it is made up for: {unavailable.message}",
+            ) from unavailable
 
     async def _commit(
         self,
@@ -94,34 +113,49 @@ class Writes:
         parts: Sequence[Sequence[Change]],
     ) -> Written | None:
         written = None
-        for index, (intent, part) in enumerate(zip(intents, parts, strict=True)):
-            try:
-                done = await self._done(behind, write, part) if write.is_partial else part
-                if done:
-                    written = await behind.store.commit(intent, write.tenant, done)
-                else:
-                    await behind.store.withdraw(intent)
-            except SidecarError as unavailable:
-                behind.settling.take(intents[index:])
-                raise Unavailable(
-                    "outcome_unknown",
-                    "the database has carried out the write, and it could not be noted for the "
-                    f"other regions yet; it is made up for: {unavailable.message}",
-                ) from unavailable
-        if any(is_schema(change.relationship.resource) for part in parts for change in part):
-            # What was held for want of it may fit now.
-            await behind.store.release()
+        for intent, part in zip(intents, parts, strict=True):
+            changes = await _gone(behind, write, part) if write.is_partial else part
+            if changes:
+                written = await behind.store.commit(intent, write.tenant, changes)
+            else:
+                await behind.store.withdraw(intent)
+            behind.settling.close(intent)
+        if _is_of_schema(write):
+            await _release(behind)
         return written
 
-    async def _done(self, behind: Behind, write: Write, part: Sequence[Change]) -> Sequence[Change]:
-        identities = [change.relationship.identity for change in part]
-        present = await behind.looking.present(write.tenant, identities)
-        return [change for change in part if is_so(change, present)]
+
+def _gate(behind: Behind, write: Write) -> AbstractAsyncContextManager[None]:
+    # What is seen in the database must be so until it is done: nothing else may write meanwhile.
+    if write.matching is not None or _is_of_schema(write):
+        return behind.gate.alone()
+    return behind.gate.shared()
+
+
+def _is_of_schema(write: Write) -> bool:
+    return any(is_schema(change.relationship.resource) for change in write.changes)
+
+
+async def _gone(behind: Behind, write: Write, part: Sequence[Change]) -> Sequence[Change]:
+    identities = [change.relationship.identity for change in part]
+    present = await behind.looking.present(write.tenant, identities)
+    return [change for change in part if is_so(change, present)]
+
+
+async def _release(behind: Behind) -> None:
+    """What was held for want of a schema may fit now."""
+    try:
+        await behind.store.release()
+    except Unavailable:
+        # The applier releases it after a while.
+        return
 
 
 async def _withdraw(behind: Behind, intents: Sequence[str]) -> None:
     for one in intents:
         try:
             await behind.store.withdraw(one)
-        except Unavailable:
-            behind.settling.take([one])
+        except SidecarError:
+            # It is settled like one of unknown outcome.
+            continue
+        behind.settling.close(one)

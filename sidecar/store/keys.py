@@ -102,6 +102,11 @@ class Keys:
         return self._name("intents")
 
     @property
+    def again(self) -> str:
+        """Sorted set, proxy mode: tuples of which the database is told once more, by when."""
+        return self._name("again")
+
+    @property
     def pattern(self) -> str:
         """What SCAN matches: all keys of all partitions."""
         return f"{{{self.prefix}:*}}:*"

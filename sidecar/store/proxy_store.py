@@ -2,16 +2,18 @@
 
 An *intent* is noted before the database is asked to do a write, and closed by the commit, or when
 nothing came of it. A *dirty* tuple is one whose winner the database may not have; it stays so until
-the database has said that it has just this winner. What the database refuses is *held*.
+the database has said that it has just this winner. It is told *again* what it may undo by a request
+that it carries out late. What the database refuses is *held*.
 """
 
 import asyncio
 import json
-import uuid
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from sidecar.core.relationship import BUCKETS, Change, Relationship
+from sidecar.core.relationship import BUCKETS, Change, Identity, Relationship
 from sidecar.core.vector import Vector
 from sidecar.core.wire import change_of_row, encode_body
 from sidecar.store import states
@@ -23,15 +25,35 @@ from sidecar.store.redis_store import RedisStore
 REMARK_BUCKETS = 16
 """Per call of the script, so that Redis never blocks for long."""
 
+WALK_BUCKETS, WALK_TUPLES = 256, 1000
+"""The same for a walk over all that is shown: so many buckets, none begun after so many tuples."""
+
+MAX_TOUCHED = 100_000
+
+
+class Noted(NamedTuple):
+    """A change of an intent. was: what the tuple showed then; None for nothing, also by now.
+
+    is_sure: the database had just that, and nothing came in between.
+    """
+
+    change: Change
+    was: Relationship | None
+    is_sure: bool
+    has_moved: bool
+
 
 class Intent(NamedTuple):
-    """A write that the database was asked to do. was: what each tuple showed then, or None."""
+    """A write that the database was asked to do, at a revision.
+
+    schema: that the database had before, where it was to be written.
+    """
 
     id: str
     tenant: str
-    at_us: int
-    changes: tuple[Change, ...]
-    was: tuple[Relationship | None, ...]
+    revision: int
+    schema: str
+    noted: tuple[Noted, ...]
 
 
 class Pending(NamedTuple):
@@ -53,6 +75,42 @@ class Held(NamedTuple):
     reason: str
     since_us: int
 
+    @property
+    def identity(self) -> Identity:
+        """Which tuple it is."""
+        return _identity(self.name).identity
+
+
+class Here(NamedTuple):
+    """What a tuple shows here. is_waiting: the database may have something else for a reason: it is
+    yet to be told, a write is under way, or it refuses this.
+    """
+
+    shown: Relationship | None
+    is_waiting: bool
+
+
+class Touched:
+    """Tuples that were written to the database through this node since this was made.
+
+    Beyond MAX_TOUCHED of them it contains all there are.
+    """
+
+    def __init__(self) -> None:
+        self._names: set[Identity] = set()
+        self._is_full = False
+
+    def add(self, names: Iterable[Identity]) -> None:
+        if self._is_full:
+            return
+        self._names.update(names)
+        if len(self._names) > MAX_TOUCHED:
+            self._is_full = True
+            self._names.clear()
+
+    def __contains__(self, name: Identity) -> bool:
+        return self._is_full or name in self._names
+
 
 class ProxyStore(RedisStore):
     """A `RedisStore` that notes what the database behind it must be told."""
@@ -63,6 +121,9 @@ class ProxyStore(RedisStore):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.changed = asyncio.Event()
         """Set when something may have become dirty."""
+        self.releases = 0
+        """How often what is held was released."""
+        self._touched: set[Touched] = set()
 
     def _advance(self, clock: int, vector: Vector, first_own: int = 0) -> None:
         super()._advance(clock, vector, first_own)
@@ -70,36 +131,53 @@ class ProxyStore(RedisStore):
 
     # -- writes of applications -------------------------------------------------------------------
 
-    async def intend(self, tenant: str, changes: Sequence[Change]) -> str:
-        """Note a write; returns the id of the intent. Raises what `write` raises."""
+    async def intend(
+        self, name: str, tenant: str, changes: Sequence[Change], schema: str = ""
+    ) -> None:
+        """Note a write under a new name. Raises what `write` raises; it may be noted all the same.
+
+        schema: that the database has now, where it is to be written.
+        """
         self._refuse_applications()
         self.check_fence()
         if self._refused_writes is not None:
             raise self._refused_writes
         if self._memory.is_full:
             raise store_full(self.full_because)
-        name = uuid.uuid4().hex
-        body = encode_body(tenant, changes)
-        args = (self._now_us(), self._clock, name, body)
+        self._touch(change.relationship.identity for change in changes)
+        args = (self._now_us(), self._clock, name, encode_body(tenant, changes), schema)
         outcome, primary = await self._ask(self._reader(), "intend", *args)
         if outcome == b"behind":
             raise self._refusal() or self._lost()
         if outcome == b"fenced":
             raise not_primary(primary.decode())
-        return name
 
-    async def commit(self, intent: str, tenant: str, changes: Sequence[Change]) -> Written:
+    async def commit(
+        self,
+        intent: str,
+        tenant: str,
+        changes: Sequence[Change],
+        *,
+        expected_revision: int | None = None,
+        is_late: bool = False,
+    ) -> Written:
         """Give versions to what the database has done. May be repeated within a minute.
+
+        expected_revision: Refused("revision_mismatch") where a tuple has changed here after it; the
+        intent then stands. is_late: it was found out by looking, and the database is told once more
+        what is right, because it may do it again.
 
         Raises Unavailable; the intent then stands, unless the commit is there already.
         """
         request = WriteRequest(
             tenant,
             changes,
+            expected_revision,
             idempotency_key=f"intent/{intent}",
             request_hash=intent,
             is_again=True,
             intent=intent,
+            is_late=is_late,
         )
         return await self._group_commit.write(request)
 
@@ -109,18 +187,27 @@ class ProxyStore(RedisStore):
         await self._ask(self._reader(), "withdraw", *args)
         self.changed.set()
 
-    async def intents(self) -> list[Intent]:
-        """Those that are open, the oldest first."""
-        flat = await self._read("HGETALL", self.keys.intents)
-        found = [_intent(flat[i].decode(), flat[i + 1]) for i in range(0, len(flat), 2)]
-        return sorted(found, key=lambda one: one.at_us)
+    async def intents(self) -> list[str]:
+        """The names of those that are open."""
+        return [name.decode() for name in await self._read("HKEYS", self.keys.intents)]
+
+    async def intent(self, name: str) -> Intent | None:
+        """One that is open; None: it is closed."""
+        outcome, *found = await self._ask(self._reader(), "noted", self._clock, name)
+        if outcome != b"open":
+            return None
+        text, moved = found
+        return _intent(name, text, moved, self._now_us())
 
     # -- what the database is told ----------------------------------------------------------------
 
     async def pending(self, count: int) -> list[Pending]:
-        """Dirty tuples in no open intent, the oldest mark first."""
-        _, *rows = await self._ask(self._reader(), "pending", self._clock, count)
+        """Dirty tuples in no open intent, the oldest mark first.
+
+        Not to be called before the outcome of what was told last is noted, or doubted.
+        """
         now_us = self._now_us()
+        _, *rows = await self._ask(self._reader(), "pending", self._clock, now_us, count)
         return [
             _pending(name.decode(), text.decode(), now_us)
             for name, text in zip(rows[::2], rows[1::2], strict=True)
@@ -128,10 +215,24 @@ class ProxyStore(RedisStore):
 
     async def note_applied(self, told: Sequence[tuple[Pending, str]]) -> int:
         """What the database said: "" or why it refuses. Returns how many marks are gone."""
+        self._touch(one.identity.identity for one, _ in told)
         rows = [text for one, reason in told for text in (one.name, one.version, reason)]
         args = (self._clock, self._now_us(), *rows)
         _, gone = await self._ask(self._reader(), "applied", *args)
         return int(gone)
+
+    async def doubt(self, grace_s: float) -> None:
+        """The database may carry out for so long what it was told last: it is told it again then.
+
+        What an earlier process has told is meant as well.
+        """
+        until_us = self._now_us() + int(grace_s * 1e6)
+        await self._ask(self._reader(), "doubt", self._clock, until_us)
+
+    async def again_in_s(self) -> float:
+        """In how many seconds something is to be told again; infinite where nothing is."""
+        first = await self._read("ZRANGE", self.keys.again, 0, 0, "WITHSCORES")
+        return max(0.0, (float(first[1]) - self._now_us()) / 1e6) if first else math.inf
 
     async def dirty_before(self, revision: int) -> bool:
         """Whether the database may lack something that was merged here up to this revision."""
@@ -141,14 +242,18 @@ class ProxyStore(RedisStore):
         """How many tuples the database may not have as they are here."""
         return int(await self._read("ZCARD", self.keys.dirty))
 
-    async def held(self) -> list[Held]:
-        """What the database refuses."""
-        flat = await self._read("HGETALL", self.keys.held)
-        found = []
-        for i in range(0, len(flat), 2):
-            one = json.loads(flat[i + 1])
-            found.append(Held(flat[i].decode(), one["reason"], int(one["since"])))
-        return found
+    async def held(self, count: int = 1000) -> list[Held]:
+        """What the database refuses; not many more than `count`, if there are."""
+        found: dict[str, Held] = {}
+        cursor = b"0"
+        while len(found) < count:
+            cursor, flat = await self._read("HSCAN", self.keys.held, cursor, "COUNT", count)
+            for name, text in zip(flat[::2], flat[1::2], strict=True):
+                one = json.loads(text)
+                found[name] = Held(name.decode(), one["reason"], int(one["since"]))
+            if cursor == b"0":
+                break
+        return sorted(found.values())
 
     async def held_count(self) -> int:
         """How many tuples the database refuses."""
@@ -156,16 +261,23 @@ class ProxyStore(RedisStore):
 
     async def release(self) -> int:
         """Have the database told again what it refused; how many tuples."""
+        self.releases += 1
         _, count = await self._ask(self._reader(), "remark", self._clock, "", "")
         if int(count):
             self.changed.set()
         return int(count)
 
-    async def remark_all(self) -> None:
-        """Have the database told everything, from the beginning."""
+    async def remark_all(self) -> int:
+        """Have the database told everything, from the beginning; how many tuples."""
+        count = 0
         for first in range(0, BUCKETS, REMARK_BUCKETS):
-            await self._remark(first)
+            count += await self._remark(first)
         await self._control.call("HDEL", self.keys.meta, "remark")
+        return count
+
+    async def is_remarking(self) -> bool:
+        """Whether not all that the database is to be told is marked yet."""
+        return bool(await self._read("HEXISTS", self.keys.meta, "remark"))
 
     async def go_on_remarking(self) -> bool:
         """Finish a walk that was begun, and was cut short; False when there was none."""
@@ -177,32 +289,92 @@ class ProxyStore(RedisStore):
         await self._control.call("HDEL", self.keys.meta, "remark")
         return True
 
-    async def _remark(self, first: int) -> None:
+    # -- what is here, to be compared with the database --------------------------------------------
+
+    async def shown(self, identities: Sequence[Identity]) -> list[Here]:
+        """These tuples as they are here, in this order."""
+        self._refuse_applications()
+        names = [f"{t}/{resource}#{relation}#{s}" for t, resource, relation, s in identities]
+        _, *rows = await self._ask(self._reader(), "shown", self._clock, *names)
+        now_us = self._now_us()
+        return [
+            Here(_pending(name, text.decode(), now_us).shown, bool(waits))
+            for name, text, waits in zip(names, rows[::2], rows[1::2], strict=True)
+        ]
+
+    async def walk(self, first: int) -> tuple[int, list[list[Identity]]]:
+        """Some buckets, whole, from this one on: what each shows; and where to go on."""
+        page = await self.states(first, WALK_BUCKETS, WALK_TUPLES)
+        now_us = self._now_us()
+        return page.following, [
+            [
+                one.identity
+                for key, field, text in bucket.tuples
+                if (one := _pending(f"{key}#{field}", text, now_us).shown) is not None
+            ]
+            for bucket in page.buckets
+        ]
+
+    @contextmanager
+    def touching(self) -> Iterator[Touched]:
+        """Notes what is written to the database through this node, until the end of the block; each
+        tuple before it is neither dirty nor in an open intent any more.
+        """
+        touched = Touched()
+        self._touched.add(touched)
+        try:
+            yield touched
+        finally:
+            self._touched.remove(touched)
+
+    def _touch(self, names: Iterable[Identity]) -> None:
+        if self._touched:
+            names = list(names)
+        for touched in self._touched:
+            touched.add(names)
+
+    def has_expired(self, one: Relationship) -> bool:
+        """Whether it would not be shown any more."""
+        return one.expires_at is not None and one.expires_at <= self._now_us()
+
+    async def _remark(self, first: int) -> int:
         last = min(first + REMARK_BUCKETS, BUCKETS) - 1
-        await self._ask(self._reader(), "remark", self._clock, first, last)
+        _, count = await self._ask(self._reader(), "remark", self._clock, first, last)
         self.changed.set()
+        return int(count)
 
 
-def _intent(name: str, text: bytes) -> Intent:
+def _intent(name: str, text: bytes, moved: bytes, now_us: int) -> Intent:
     one = json.loads(text)
-    changes = tuple(change_of_row(one["tenant"], row) for row in one["changes"])
-    was = map(_was, changes, one["was"])
-    return Intent(name, one["tenant"], int(one["at"]), changes, tuple(was))
+    changes = [change_of_row(one["tenant"], row) for row in one["changes"]]
+    noted = tuple(
+        Noted(change, _was(change, was, now_us), is_sure, has_moved == "1")
+        for change, was, is_sure, has_moved in zip(
+            changes, one["was"], one["sure"], moved.decode(), strict=True
+        )
+    )
+    return Intent(name, one["tenant"], int(one["revision"]), one["before"], noted)
 
 
-def _was(change: Change, text: str) -> Relationship | None:
+def _was(change: Change, text: str, now_us: int) -> Relationship | None:
     if not text:
         return None
     condition, _, expires_at = text[1:].rpartition("\n")
     until = int(expires_at) if expires_at else None
+    if until is not None and until <= now_us:
+        return None
     return change.relationship._replace(condition=condition or None, expires_at=until)
 
 
-def _pending(name: str, text: str, now_us: int) -> Pending:
+def _identity(name: str) -> Relationship:
     member, _, field = name.partition("#")
     tenant, _, resource = member.partition("/")
     relation, _, subject = field.partition("#")
-    identity = Relationship(tenant, resource, relation, subject)
+    return Relationship(tenant, resource, relation, subject)
+
+
+def _pending(name: str, text: str, now_us: int) -> Pending:
+    identity = _identity(name)
     if not text:
         return Pending(name, "", identity, None)
     shown = states.winner(text)
@@ -212,5 +384,5 @@ def _pending(name: str, text: str, now_us: int) -> Pending:
     if not shown.is_visible or (until is not None and until <= now_us):
         return Pending(name, version, identity, None)
     payload = (shown.condition or None, until)
-    one = Relationship(tenant, resource, relation, subject, *payload)
+    one = Relationship(*identity.identity, *payload)
     return Pending(name, version, identity, one)

@@ -83,6 +83,11 @@ class Database:
         return int(self.get("/-/faults").body["held"])
 
     @property
+    def late(self) -> int:
+        """How many calls whose connection has ended are still to be executed."""
+        return int(self.get("/-/faults").body["late"])
+
+    @property
     def calls(self) -> dict[str, int]:
         """How often each path was called since the start or the last reset."""
         return dict(self.get("/-/faults").body["calls"])

@@ -3,7 +3,8 @@
 Orders come as JSON over paths under `/-/`, which no real database has:
 
     POST /-/faults   {"kind", "path", "count"?: 1, "delay_ms"?: 0}: for the next calls of a path
-    GET  /-/faults   {"ordered": what is left of them, "held": calls held now, "calls": by path}
+    GET  /-/faults   {"ordered": what is left of them, "held": calls held now, "late":
+                      calls not executed yet, "calls": by path}
     POST /-/release  lets every held call go on
     POST /-/reset    forgets what is ordered and counted, and lets held calls go on
 """
@@ -28,6 +29,7 @@ class Fault(Enum):
     DROP_AFTER = "drop_after"  # it is executed, and the connection ends without an answer
     HOLD_BEFORE = "hold_before"  # it is executed once the test releases it
     HOLD_AFTER = "hold_after"  # it is executed, and answered once the test releases it
+    LATE = "late"  # the connection ends, and it is executed after `delay_ms`
     DELAY = "delay"  # it is executed after `delay_ms`
     UNAVAILABLE = "unavailable"  # 503, nothing is executed
 
@@ -51,6 +53,7 @@ class Faults:
     ordered: list[Order] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     held: int = 0
+    late: set[asyncio.Task[None]] = field(default_factory=set)
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add_routes(self, app: web.Application) -> None:
@@ -72,7 +75,8 @@ class Faults:
 
     async def show(self, _: web.Request) -> web.Response:
         left = [vars(order) | {"kind": order.kind.value} for order in self.ordered]
-        return web.json_response({"ordered": left, "held": self.held, "calls": self.calls})
+        counts = {"held": self.held, "late": len(self.late), "calls": self.calls}
+        return web.json_response({"ordered": left, **counts})
 
     async def release(self, _: web.Request) -> web.Response:
         self.released.set()
@@ -100,6 +104,20 @@ class Faults:
         finally:
             self.held -= 1
 
+    async def execute_late(
+        self, request: web.Request, handler: Answering, delay_ms: int
+    ) -> web.StreamResponse:
+        await request.read()  # what has been read stays there when the connection has ended
+
+        async def execute() -> None:
+            await asyncio.sleep(delay_ms / 1000)
+            await handler(request)
+
+        task = asyncio.create_task(execute())
+        self.late.add(task)
+        task.add_done_callback(self.late.discard)
+        return _drop(request)
+
     @property
     def middleware(self) -> Any:
         @web.middleware
@@ -118,6 +136,8 @@ class Faults:
                 case Order(Fault.DROP_AFTER):
                     await handler(request)
                     return _drop(request)
+                case Order(Fault.LATE, delay_ms=delay_ms):
+                    return await self.execute_late(request, handler, delay_ms)
                 case Order(Fault.HOLD_BEFORE):
                     await self.hold()
                 case Order(Fault.DELAY, delay_ms=delay_ms):

@@ -1,5 +1,6 @@
 """Intents, dirty marks and what the database refuses, on Redis."""
 
+import math
 import random
 from typing import cast
 
@@ -7,11 +8,11 @@ import pytest
 
 from sidecar.core.epoch import Epoch
 from sidecar.core.relationship import BUCKETS
-from sidecar.errors import Unavailable
+from sidecar.errors import Refused, Unavailable
 from sidecar.store.calls import Way
-from sidecar.store.proxy_store import Pending, ProxyStore
+from sidecar.store.proxy_store import Intent, Noted, Pending, ProxyStore
 from tests.store.bodies import page_of
-from tests.store.conftest import Node, OpenNode, change_of, dump, relationship_of, text_of
+from tests.store.conftest import Node, OpenNode, change_of, dump, intended, relationship_of, text_of
 
 ONE = "doc:1 viewer user:a"
 TWO = "doc:2 viewer user:a"
@@ -37,18 +38,25 @@ async def tell(store: ProxyStore, reason: str = "") -> int:
     return await store.note_applied([(one, reason) for one in await store.pending(100)])
 
 
+async def open_one(store: ProxyStore) -> Intent:
+    (name,) = await store.intents()
+    intent = await store.intent(name)
+    assert intent is not None
+    return intent
+
+
 async def written_through(store: ProxyStore, *texts: str) -> None:
     changes = [change_of(text) for text in texts]
-    intent = await store.intend("default", changes)
-    await store.commit(intent, "default", changes)
+    await store.commit(await intended(store, *texts), "default", changes)
 
 
 async def test_a_write_through_the_database_leaves_nothing_behind(open_node: OpenNode) -> None:
     node, store = await proxied(open_node)
     changes = [change_of(f"+{ONE} if 1 until 99"), change_of(f"-{TWO}")]
-    intent = await store.intend("default", changes)
-    (open_one,) = await store.intents()
-    assert (open_one.id, open_one.changes, open_one.was) == (intent, tuple(changes), (None, None))
+    intent = await intended(store, f"+{ONE} if 1 until 99", f"-{TWO}")
+    found = await open_one(store)
+    assert (found.id, found.revision, found.schema) == (intent, store.revision, "")
+    assert found.noted == tuple(Noted(one, None, True, False) for one in changes)
     written = await store.commit(intent, "default", changes)
     assert (written.written, await store.intents(), await told(store)) == (1, [], [])
     assert {key.split(b":")[-1] for key in dump(node.valkey)} & {b"intended", b"dirty"} == set()
@@ -73,7 +81,7 @@ async def test_an_open_intent_keeps_its_tuples_from_being_told(open_node: OpenNo
     node, store = await proxied(open_node)
     await there.write(f"+{ONE}", f"+{TWO}")
     changes = [change_of(f"-{ONE}")]
-    intent = await store.intend("default", changes)
+    intent = await intended(store, f"-{ONE}")
     await node.take(there)
     assert await told(store) == [f"+{TWO}"]
     # It came in between: the database may have it from elsewhere, so it is told the winner.
@@ -84,9 +92,9 @@ async def test_an_open_intent_keeps_its_tuples_from_being_told(open_node: OpenNo
 async def test_an_intent_remembers_what_was_shown(open_node: OpenNode) -> None:
     _, store = await proxied(open_node)
     await written_through(store, f"+{ONE} if 1 until 1900000000000000")
-    await store.intend("default", [change_of(f"-{ONE}")])
-    (intent,) = await store.intents()
-    assert intent.was == (relationship_of(f"{ONE} if 1 until 1900000000000000"),)
+    await intended(store, f"-{ONE}")
+    (noted,) = (await open_one(store)).noted
+    assert noted.was == relationship_of(f"{ONE} if 1 until 1900000000000000")
 
 
 async def test_of_two_writes_at_once_the_database_is_told_which_came_last(
@@ -94,7 +102,7 @@ async def test_of_two_writes_at_once_the_database_is_told_which_came_last(
 ) -> None:
     _, store = await proxied(open_node)
     first, second = [change_of(f"+{ONE}")], [change_of(f"-{ONE}")]
-    intents = [await store.intend("default", changes) for changes in (first, second)]
+    intents = [await intended(store, text) for text in (f"+{ONE}", f"-{ONE}")]
     await store.commit(intents[1], "default", second)
     assert await told(store) == []
     await store.commit(intents[0], "default", first)
@@ -117,7 +125,7 @@ async def test_a_withdrawn_intent_is_in_doubt_or_forgotten(
     open_node: OpenNode, in_doubt: bool
 ) -> None:
     _, store = await proxied(open_node)
-    intent = await store.intend("default", [change_of(f"+{ONE}")])
+    intent = await intended(store, f"+{ONE}")
     await store.withdraw(intent, in_doubt=in_doubt)
     assert await store.intents() == []
     assert await told(store) == ([f"-{ONE}"] if in_doubt else [])
@@ -128,7 +136,7 @@ async def test_a_commit_whose_answer_was_lost_may_be_repeated(open_node: OpenNod
     there = await open_node("q")
     node, store = await proxied(open_node)
     changes = [change_of(f"+{ONE}")]
-    intent = await store.intend("default", changes)
+    intent = await intended(store, f"+{ONE}")
     first = await store.commit(intent, "default", changes)
     await there.take(node)
     await there.write(f"-{ONE}")
@@ -149,10 +157,10 @@ async def test_a_commit_of_an_intent_that_redis_has_lost_is_no_write(open_node: 
 async def test_a_fence_keeps_intents_out_and_lets_their_commits_pass(open_node: OpenNode) -> None:
     node, store = await proxied(open_node)
     changes = [change_of(f"+{ONE}")]
-    intent = await store.intend("default", changes)
+    intent = await intended(store, f"+{ONE}")
     await store.raise_epoch("us-west-1", Epoch(1, "eu-central-1", {}))
     with pytest.raises(Unavailable) as fenced:
-        await store.intend("default", changes)
+        await intended(store, f"+{ONE}")
     assert fenced.value.code == "not_primary"
     await store.commit(intent, "default", changes)
     assert await node.listed() == [ONE]
@@ -214,6 +222,106 @@ async def test_marks_tell_up_to_where_the_database_is(open_node: OpenNode) -> No
     assert not await store.dirty_before(store.revision)
 
 
+async def test_what_was_still_to_be_told_is_no_proof_of_a_write(open_node: OpenNode) -> None:
+    there = await open_node("q")
+    node, store = await proxied(open_node)
+    await there.write(f"+{ONE}", f"+{TWO}")
+    await node.take(there)
+    first, _ = sorted(await store.pending(100))
+    await store.note_applied([(first, "no such type")])
+    await intended(store, f"-{ONE}", f"-{TWO}", "-doc:3 viewer user:a")
+    assert [one.is_sure for one in (await open_one(store)).noted] == [False, False, True]
+
+
+async def test_an_intent_tells_which_tuples_have_changed_since(open_node: OpenNode) -> None:
+    there = await open_node("q")
+    node, store = await proxied(open_node)
+    await written_through(store, f"+{ONE}", f"+{TWO}")
+    await intended(store, f"-{ONE}", f"-{TWO}")
+    await there.write(f"+{TWO} if 1")
+    await node.take(there)
+    assert [one.has_moved for one in (await open_one(store)).noted] == [False, True]
+
+
+async def test_what_has_expired_since_was_not_there(open_node: OpenNode) -> None:
+    node, store = await proxied(open_node)
+    await written_through(store, f"+{ONE} until {node.clock.now_us + 1_000_000}")
+    await intended(store, f"-{ONE}")
+    node.clock.pass_s(1)
+    assert [one.was for one in (await open_one(store)).noted] == [None]
+
+
+async def test_what_was_found_out_late_overwrites_nothing(open_node: OpenNode) -> None:
+    """Somebody has deleted it since and was told so: it must not come back."""
+    node, store = await proxied(open_node)
+    changes = [change_of(f"+{ONE}"), change_of(f"+{TWO}")]
+    intent = await intended(store, f"+{ONE}", f"+{TWO}")
+    await written_through(store, f"-{ONE}")
+    revision = (await open_one(store)).revision
+    with pytest.raises(Refused) as refused:
+        await store.commit(intent, "default", changes, expected_revision=revision, is_late=True)
+    assert refused.value.code == "revision_mismatch"
+    assert await store.intents() == [intent]
+    await store.commit(intent, "default", changes[1:], expected_revision=revision, is_late=True)
+    assert await node.listed() == [TWO]
+    assert await told(store) == [f"+{TWO}", f"-{ONE}"]
+
+
+async def test_an_older_mark_stays_when_the_tuple_changes_again(open_node: OpenNode) -> None:
+    """Whoever waits for the first revision must not read what was there before it."""
+    there = await open_node("q")
+    node, store = await proxied(open_node)
+    await there.write(f"-{ONE}")
+    await node.take(there)
+    first = store.revision
+    node.clock.pass_s(1)
+    there.clock.pass_s(1)
+    await there.write(f"+{ONE} if 1")
+    await node.take(there)
+    assert await store.dirty_before(first)
+
+
+async def test_what_the_database_may_do_late_is_told_again_afterwards(open_node: OpenNode) -> None:
+    there = await open_node("q")
+    node, store = await proxied(open_node)
+    await there.write(f"+{ONE}")
+    await node.take(there)
+    assert await told(store) == [f"+{ONE}"]
+    await store.doubt(5.0)
+    await there.write(f"-{ONE}")
+    await node.take(there)
+    # It is told what is right at once, and this is believed; but not for ever.
+    assert await tell(store) == 1
+    assert (await told(store), await store.again_in_s()) == ([], 5.0)
+    node.clock.pass_s(5)
+    assert await store.again_in_s() == 0
+    assert await told(store) == [f"-{ONE}"]
+    await tell(store)
+    assert (await store.dirty_count(), await store.again_in_s()) == (0, math.inf)
+
+
+async def test_an_outcome_that_is_known_is_in_no_doubt(open_node: OpenNode) -> None:
+    there = await open_node("q")
+    node, store = await proxied(open_node)
+    await there.write(f"+{ONE}")
+    await node.take(there)
+    await tell(store)
+    assert await told(store) == []
+    await store.doubt(5.0)
+    assert await store.again_in_s() == math.inf
+
+
+async def test_a_doubt_that_comes_while_the_database_is_told_is_not_forgotten(
+    open_node: OpenNode,
+) -> None:
+    _, store = await proxied(open_node)
+    await store.withdraw(await intended(store, f"+{ONE}"), in_doubt=True)
+    in_flight = await store.pending(100)
+    await store.withdraw(await intended(store, f"+{ONE}"), in_doubt=True)
+    assert await store.note_applied([(one, "") for one in in_flight]) == 1
+    assert await told(store) == [f"-{ONE}"]
+
+
 @pytest.mark.parametrize("seed", range(8))
 async def test_after_any_history_the_database_ends_as_redis_shows(
     open_node: OpenNode, seed: int
@@ -239,7 +347,7 @@ async def test_after_any_history_the_database_ends_as_redis_shows(
                 await node.take(there)
                 await there.take(node)
             case 2:
-                writes.append((await store.intend("default", [*map(change_of, texts)]), texts))
+                writes.append((await intended(store, *texts), texts))
             case 3 if writes:
                 intent, texts = writes.pop(dice.randrange(len(writes)))
                 apply(texts)
