@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import bulk, drain, lag, link, memory, report, single, stored, targets
+from bench import bulk, drain, lag, link, memory, proxied, report, single, stored, targets
 from bench.figure import Figure
 from bench.nodes import Plainly
 from bench.plan import FULL, QUICK, Plan
@@ -38,6 +38,7 @@ MEASURES: dict[str, Measure] = {
     "stored": stored.measure,
     "targets": targets.measure,
     "link": link.measure,
+    "proxied": proxied.measure,
 }
 
 

@@ -70,6 +70,22 @@ def against_floor(
     )
 
 
+def reported(name: str, what: str, unit: str, values: Sequence[float]) -> Figure:
+    """The figure of something that has neither floor nor bar."""
+    return Figure(
+        name,
+        what,
+        unit,
+        value=median(values),
+        floor=None,
+        ratio=None,
+        least=min(values),
+        most=max(values),
+        bar=None,
+        runs=len(values),
+    )
+
+
 def at_most(name: str, what: str, unit: str, values: Sequence[float], *, bar: float) -> Figure:
     """The figure of something that should be small and has no floor."""
     return Figure(

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from bench.texts import write_bodies
+from bench.texts import check_bodies, write_bodies
 
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 
@@ -89,7 +89,10 @@ class Connection(asyncio.Protocol):
 
 async def rates(args: argparse.Namespace) -> dict[str, list[float]]:
     """Each address in turn."""
-    bodies = list(write_bodies(args.series, args.bodies, args.per_request))
+    if args.per_request:
+        bodies = list(write_bodies(args.series, args.bodies, args.per_request))
+    else:
+        bodies = list(check_bodies(args.series, args.bodies))
     found = [
         await rate(url, bodies, args.connections, args.warm_up, args.measured) for url in args.urls
     ]
@@ -152,7 +155,7 @@ def main() -> int:
     options.add_argument("urls", nargs="+", metavar="url")
     options.add_argument("--series", required=True, help="names of the tuples that are written")
     options.add_argument("--connections", type=int, required=True)
-    options.add_argument("--per-request", type=int, required=True, help="relationships")
+    options.add_argument("--per-request", type=int, required=True, help="relationships; 0: checks")
     options.add_argument("--bodies", type=int, required=True, help="different ones; then again")
     options.add_argument("--warm-up", type=float, required=True, help="seconds")
     options.add_argument("--measured", type=float, required=True, help="seconds")

@@ -76,15 +76,21 @@ def cluster(folder: Path, regions: int, reached_at: Mapping[int, int] | None = N
 
 @contextlib.asynccontextmanager
 async def running(
-    of: Cluster, indexes: Sequence[int], launch: Launch
+    of: Cluster,
+    indexes: Sequence[int],
+    launch: Launch,
+    settings: Mapping[str, str] | None = None,
 ) -> AsyncIterator[list[asyncio.subprocess.Process]]:
-    """These nodes of a cluster, up and healthy: the processes of their sidecars."""
+    """These nodes of a cluster, up and healthy: the processes of their sidecars.
+
+    settings: more of the environment.
+    """
     async with contextlib.AsyncExitStack() as stack:
         started = []
         for index in indexes:
             node = of.nodes[index]
             command = launch.command(node, of.config)
-            environ = {**_ENVIRON, **node.environ()}
+            environ = {**_ENVIRON, **node.environ(), **(settings or {})}
             started.append(await stack.enter_async_context(child(command, node.log, environ)))
         for index, process in zip(indexes, started, strict=True):
             await _until_healthy(of.nodes[index], process)

@@ -164,14 +164,14 @@ async def measure(args: argparse.Namespace) -> dict[str, float]:
         async with asyncio.timeout(LAST_CHANGE_LIMIT_S):
             await seen.begun.wait()
         at_rest, trips = _trips(args.trip_url), _trips(args.trip_url)
-        async with _connected_to(at_rest, args.trip_url, TRIP_CONNECTIONS):
+        async with connected_to(at_rest, args.trip_url, TRIP_CONNECTIONS):
             await at_rest.run(args.measured)
         bodies = write_bodies(args.series, math.ceil(args.rate * args.measured) + 1, 1)
         requests = [post(args.write_url, body) for body in bodies]
         writes = Pacer(iter(requests), args.rate, b"HTTP/1.1 200 ")
         async with (
-            _connected_to(writes, args.write_url, args.connections),
-            _connected_to(trips, args.trip_url, TRIP_CONNECTIONS),
+            connected_to(writes, args.write_url, args.connections),
+            connected_to(trips, args.trip_url, TRIP_CONNECTIONS),
             asyncio.TaskGroup() as group,
         ):
             group.create_task(writes.run(args.measured))
@@ -187,9 +187,14 @@ async def measure(args: argparse.Namespace) -> dict[str, float]:
 
 def p99_us(seconds: Sequence[float]) -> float:
     """The 99th percentile in microseconds: a hundredth of them is above it, at most."""
+    return percentile_us(seconds, 0.99)
+
+
+def percentile_us(seconds: Sequence[float], part: float) -> float:
+    """What so large a part of them does not exceed, in microseconds."""
     if not seconds:
         raise RuntimeError("nothing was answered")
-    return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1] * 1e6
+    return sorted(seconds)[math.ceil(part * len(seconds)) - 1] * 1e6
 
 
 async def _lags(answers: Sequence[Answer], seen: Seen) -> list[float]:
@@ -216,7 +221,8 @@ def _trips(url: str) -> Pacer:
 
 
 @contextlib.asynccontextmanager
-async def _connected_to(pacer: Pacer, url: str, connections: int) -> AsyncIterator[None]:
+async def connected_to(pacer: Pacer, url: str, connections: int) -> AsyncIterator[None]:
+    """So many connections for a pacer, until the context ends."""
     async with _connected(url, connections, lambda: _Connection(pacer)):
         try:
             yield

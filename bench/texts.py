@@ -32,6 +32,23 @@ def insertion(triple: Triple) -> Change:
     return Change(Operation.INSERT, Relationship(TENANT, *triple))
 
 
+def check_bodies(series: str, requests: int) -> Iterator[bytes]:
+    """Bodies of SpiceDB's `permissions/check`, about as many different tuples."""
+    for resource, relation, subject in triples(series, requests):
+        asked = {
+            "consistency": {"minimizeLatency": True},
+            "resource": _reference(resource),
+            "permission": relation,
+            "subject": {"object": _reference(subject)},
+        }
+        yield json.dumps(asked).encode()
+
+
+def _reference(named: str) -> dict[str, str]:
+    kind, _, identifier = named.partition(":")
+    return {"objectType": kind, "objectId": identifier}
+
+
 def write_bodies(series: str, requests: int, per_request: int) -> Iterator[bytes]:
     """Bodies of `relationships/write` with so many different relationships each."""
     found = triples(series, requests * per_request)

@@ -16,6 +16,7 @@
 --                     aside, and the first incarnation of this data set
 -- FLAGS  allow-oom
 --
+-- @include dirty
 -- @include keys
 -- @include node
 -- @include transaction
@@ -63,7 +64,11 @@ else
   redis.call('HDEL', keys.meta, 'exposed')
   redis.call('DEL', keys.undo)
 end
-if ARGV[9] ~= '' then redis.call('HSET', keys.meta, 'behind', ARGV[9]) end
+if ARGV[9] ~= '' then
+  redis.call('HSET', keys.meta, 'behind', ARGV[9])
+  -- What was written through this node the database has, and maybe nobody else.
+  if dirty.self then redis.call('HSET', keys.meta, 'adopt', '1') end
+end
 return {
   'begun', origin, number.text(at), node.vector_json(self.vector), number.text(aside),
   redis.call('HGET', keys.meta, 'born'),

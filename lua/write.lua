@@ -4,10 +4,11 @@
 -- ARGV 1 now_us    wall clock, microseconds
 -- ARGV 2 known     highest timestamp this process knows to be stored
 -- ARGV 3… pairs    per write: its body, `"tenant":"…","changes":[…]}`, the tail of the JSON of
---                  its transaction; and "" or JSON {"expected", "key", "hash", "again", "intent"},
+--                  its transaction; and "" or JSON {"expected", "key", "hash", "again", "intent",
+--                  "late"},
 --                  each optional; "again": it was accepted before, and no fence keeps it out;
---                  "intent": it was noted before under this id, and the database has done it; with
---                  "expected" that was found out by looking, and it is told once more
+--                  "intent": it was noted before under this id, and the database has done it; "late":
+--                  that was found out by looking, and it is told once more
 -- REPLY  outcome   "stored" | "behind" | "lost", then the vector as JSON, the timestamp of this
 --                  node's write before these, its origin, then four texts per write:
 --                  "written" | "replayed" | "mismatch" | "reused" | "fenced" | "absent" (there is no
@@ -90,7 +91,7 @@ local function commit(write)
   local seen = {}
   if intended then
     intents.close(intended)
-    if not expected then seen = intents.seen(intended) end
+    if not write.guard.late then seen = intents.seen(intended) end
   end
   local previous = self.vector[self.origin]
   local at = node.tick(self, now_us, 0)
@@ -115,7 +116,7 @@ local function commit(write)
     local is_applied = seen[dirty.name(write.tenant, change)] == dirty.version(old)
     tuples.write(write.tenant, change, old, new, is_applied)
   end
-  if intended and expected then
+  if intended and write.guard.late then
     for _, name in ipairs(intended.names) do dirty.again(name, 0) end
   end
   self.vector[self.origin] = at

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from sidecar import logs
 from sidecar.admin.conflicts import ConflictLog
+from sidecar.admin.database import DatabaseCalls
 from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
 from sidecar.agent.probe import Probes
@@ -23,6 +24,7 @@ from sidecar.core.router import NodeHealth, Router
 from sidecar.core.topology import Node
 from sidecar.errors import ungrouped
 from sidecar.health import Health
+from sidecar.hops import HEADS
 from sidecar.metrics import Metrics
 from sidecar.partition import Partition
 from sidecar.partitions import Partitions
@@ -101,6 +103,7 @@ async def _serve(
         proxy = await stack.enter_async_context(Proxy(config.database, parts))
         health.behind_stands(proxy)
     promoting = Promoting(partitions.everywhere.promotion, answers)
+    database = DatabaseCalls(proxy, answers)
     operations = Operations(
         node,
         partitions,
@@ -108,9 +111,10 @@ async def _serve(
         primacy=partitions.everywhere.primacy,
         promote=promoting.promote,
         probes=probes,
+        database=database.status,
     )
     conflicts = ConflictLog([one.store for one in partitions], answers)
-    admin = admin_app(metrics, health, conflicts, operations)
+    admin = admin_app(metrics, health, conflicts, operations, database)
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
     peer = peer_app(reception, health, Inspection(partitions, answers), promoting)
     options = {"shutdown_timeout": float(config.drain_timeout_s)}
@@ -125,10 +129,7 @@ async def _serve(
         (
             "peer",
             config.peer_address,
-            # A database gets bodies as they came.
-            web.AppRunner(
-                peer, access_log=None, shutdown_timeout=2.0, auto_decompress=proxy is None
-            ),
+            _peer_listener(peer, answers, is_proxy=proxy is not None),
         ),
     ]
     for name, address, runner in listeners:
@@ -150,6 +151,13 @@ async def _serve(
     opened.cancel()
     await stopped
     log.info("node stopping", extra={"node": node.id})
+
+
+def _peer_listener(peer: web.Application, answers: Answers, *, is_proxy: bool) -> web.AppRunner:
+    if is_proxy:
+        # What is forwarded to a database is as it came.
+        return AppListener(peer, answers, shutdown_timeout=2.0, auto_decompress=False, **HEADS)
+    return web.AppRunner(peer, access_log=None, shutdown_timeout=2.0)
 
 
 def _spare_the_collector() -> None:

@@ -49,6 +49,9 @@ PAGE_RELATIONSHIPS = 5_000
 REQUEST_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10.0
 FIRST_CONTACT_S = 2.0
+MAX_SILENCE_S = 120.0
+"""Of an answer that comes in lines."""
+
 # A sidecar remembers an Idempotency-Key for ten minutes: a repeat after that could apply twice.
 MAX_WAIT_S = 300.0
 STANDARD_STREAM = "-"
@@ -165,6 +168,31 @@ class Sidecar:
 
     async def get(self, path: str) -> dict[str, Any]:
         return await self._insist(self._wait_s, "GET", path)
+
+    async def lines(self, path: str) -> AsyncIterator[dict[str, Any]]:
+        """The answer to a POST, a line of JSON at a time, however long it takes. It is sent once.
+
+        Raises Refused, and Unavailable where there is none or it breaks off.
+        """
+        assert self._session is not None
+        limit = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=MAX_SILENCE_S
+        )
+        url = self._url + path
+        try:
+            async with self._session.post(url, timeout=limit, allow_redirects=False) as response:
+                if response.status != 200:
+                    headers = dict(response.headers)
+                    text = await response.read()
+                    _answer(url, response.status, headers, text, self._listener)
+                async for line in response.content:
+                    yield json.loads(line)
+        except _Again as failure:
+            raise Unavailable("no_answer", str(failure)) from failure
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise Unavailable(
+                "no_answer", f"{url} broke off its answer: {_reason(error)}"
+            ) from error
 
     async def _first_contact(self) -> None:
         """A wrong address should be said at once, not after a minute of patience."""

@@ -97,9 +97,12 @@ class Health:
 
     def seen_by_router(self) -> NodeHealth:
         """Whether some requests that arrive here are served here: each partition says which."""
-        stores = (self._store, *(health._store for health in self._restricted.values()))
+        # Asked for each request.
         if self._database and self._database.away_because:
             return NodeHealth.UNREACHABLE
+        if not self._store.serves_not_because:
+            return NodeHealth.HEALTHY
+        stores = (self._store, *(health._store for health in self._restricted.values()))
         is_away = all(store.serves_not_because for store in stores)
         return NodeHealth.UNREACHABLE if is_away else NodeHealth.HEALTHY
 

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from rich.table import Table
 
 from sidecar.asking import admin_of, console, moment, printable
+from sidecar.behind import database_facts
 from sidecar.bulk import REQUEST_TIMEOUT_S, Sidecar
 from sidecar.core.relationship import format_expires_at
 from sidecar.errors import Refused
@@ -134,6 +135,7 @@ def _facts(status: JsonObject) -> Iterator[tuple[str, str]]:
         yield "serves nothing", status["serves_not_because"]
     if status["takes_no_writes_because"]:
         yield "takes no writes", status["takes_no_writes_because"]
+    yield from database_facts(status.get("database"))
     yield from _primacy(status)
     yield "incarnation", status["origin"] or "none yet"
     if status["feed_length"] is not None:

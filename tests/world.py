@@ -675,6 +675,9 @@ class World:
         return wait_until(self.is_settled, "all vectors are equal", limit_s)
 
     def is_settled(self) -> bool:
+        if not all(node.post_here(LIST, {"limit": 1}).status == 200 for node in self.nodes):
+            # One that was told late what it lacks catches up once more.
+            return False
         first, *others = [node.vector for node in self.nodes]
         return all(node.name in {o.split(".")[0] for o in first} for node in self.nodes) and all(
             vector == first for vector in others

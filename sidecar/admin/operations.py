@@ -6,7 +6,7 @@ decided by `Peers` and in Redis.
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from aiohttp import hdrs, web
@@ -43,7 +43,8 @@ _PARKED = ("timestamp", "previous", "reason", "since")
 class Operations:
     """The calls about the state of one node, and those that change what it waits for.
 
-    partitions: those of the node, that of everywhere first.
+    partitions: those of the node, that of everywhere first. database: how the one behind the node
+    does; None where there is none.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class Operations:
         primacy: Primacy,
         promote: Route,
         probes: Probes,
+        database: Callable[[], Awaitable[dict[str, object] | None]],
     ) -> None:
         self._node, self._partitions, self._answers = node, tuple(partitions), answers
         self._primacy, self._promote, self._probes = primacy, promote, probes
+        self._database = database
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, with JSON also for what aiohttp would answer in plain text."""
@@ -93,6 +96,7 @@ class Operations:
             "primary": self._primacy.region,
             "epoch": self._primacy.epoch and self._primacy.epoch.to_json(),
             "health": self._probes.seen(),
+            "database": await self._database(),
             "partitions": {
                 one.name: {"regions": one.regions, **await _status_of(one)} for one in others
             },

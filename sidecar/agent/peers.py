@@ -132,6 +132,9 @@ class Peers:
         self._neighbours = set(self._others if neighbours is None else neighbours)
         self._named: dict[str, str] = {}
         self._taken: Vector = {}
+        # What others remember of this node, and nobody had any more when it had caught up.
+        self._claimed: Vector = {}
+        self._void: Vector = {}
         self._announced: dict[str, int] = {}
         self._wall_us, self._max_ahead_us = wall_us, max_ahead_us
         self._primacy = primacy
@@ -305,16 +308,18 @@ class Peers:
     async def _face(self, node: str, told: Told, claims: Vector) -> None:
         """Compare what this node has with what a peer says that it had."""
         store = self._store
-        lacks = above(self._without_lost(claims), store.vector)
+        lacks = above(self._without_lost(claims), pointwise_max(store.vector, self._void))
         known = {*told.vector, *claims}
         is_outdated = newest_origins(known).get(self._me, "") > store.origin
         is_reused = told.vector.get(store.origin, 0) > store.vector.get(store.origin, 0)
         if lacks and store.phase is Phase.BEHIND and not is_outdated:
-            return  # it knows already, and must come up with every node anyway
+            # It knows already, and must come up with every node anyway.
+            self._claimed = pointwise_max(self._claimed, claims)
+            return
         if lacks:
-            await self.begin(
-                pointwise_max(pointwise_max(claims, store.vector), store.behind), known
-            )
+            once = pointwise_max(pointwise_max(claims, store.vector), store.behind)
+            self._claimed = pointwise_max(self._claimed, once)
+            await self.begin(once, known)
             log.error(
                 "this node has lost what it once had; it serves nothing until it has caught up",
                 extra={"peer": node, "lacks": ", ".join(f"{o}@{t}" for o, t in lacks.items())},
@@ -442,7 +447,11 @@ class Peers:
                 # What it was told before the restart it still lacks.
                 await self.begin(store.behind or None)
             elif store.phase is Phase.BEHIND and self._has_caught_up(since_us):
+                # Whoever has not heard of it yet claims the same again.
+                self._void = pointwise_max(self._void, self._claimed)
+                self._claimed = {}
                 await store.end_phase()
+        self._void = above(self._void, store.vector)
         if store.joined is not None and store.joined >= set(self.rows.members):
             await store.end_change()
         if self._disagreeing() is None:

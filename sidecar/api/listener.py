@@ -6,11 +6,12 @@ become the same JSON as everywhere else. Knows nothing of the calls.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import http_exceptions, web
 
-from sidecar.api.answers import Answers
+from sidecar.api.answers import Answers, Route
 
 log = logging.getLogger(__name__)
 
@@ -18,11 +19,25 @@ log = logging.getLogger(__name__)
 class _Connection(web.RequestHandler):
     """A connection whose last resort speaks JSON."""
 
-    __slots__ = ("_answers",)
+    __slots__ = ("_answers", "ends_with_it")
 
     def __init__(self, answers: Answers, server: web.Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._answers = answers
+        self.ends_with_it: asyncio.Task[Any] | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self.ends_with_it is not None:
+            self.ends_with_it.cancel()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """What no route took is answered by aiohttp itself, in plain text."""
+        if isinstance(resp, web.HTTPException) and resp.status >= 400:
+            resp = self._answers.http(resp.status)
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,
@@ -52,6 +67,23 @@ class _Connection(web.RequestHandler):
             super().log_exception(*args, **kw)
 
 
+class WhileClientStays:
+    """Cancels what is inside when the client goes away: nobody wants the answer any more."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, request: web.Request) -> None:
+        self._connection = request.protocol
+
+    def __enter__(self) -> None:
+        if isinstance(self._connection, _Connection):
+            self._connection.ends_with_it = asyncio.current_task()
+
+    def __exit__(self, *failure: object) -> None:
+        if isinstance(self._connection, _Connection):
+            self._connection.ends_with_it = None
+
+
 class _Server(web.Server):
     """Makes the connections; takes the place of the application's own server."""
 
@@ -64,20 +96,42 @@ class _Server(web.Server):
 
 
 class AppListener(web.AppRunner):
-    """`aiohttp.web.AppRunner` for the app of `native_app`; without an access log."""
+    """`aiohttp.web.AppRunner` for the app of `native_app`; without an access log.
 
-    __slots__ = ("_answers",)
+    shortcut: the route of a request that the app need not look for, or None.
+    """
 
-    def __init__(self, app: web.Application, answers: Answers, **options: Any) -> None:
+    __slots__ = ("_answers", "_shortcut")
+
+    def __init__(
+        self,
+        app: web.Application,
+        answers: Answers,
+        *,
+        shortcut: Callable[[web.Request], Route | None] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(app, **{"access_log": None, **options})
-        self._answers = answers
+        self._answers, self._shortcut = answers, shortcut
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
         return _Server(
             self._answers,
-            plain.request_handler,
+            self._cut_short(plain.request_handler),
             request_factory=plain.request_factory,
             loop=asyncio.get_running_loop(),
             **plain._kwargs,
         )
+
+    def _cut_short(self, handler: Any) -> Any:
+        shortcut = self._shortcut
+        if shortcut is None:
+            return handler
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            route = shortcut(request)
+            answer: web.StreamResponse = await (handler if route is None else route)(request)
+            return answer
+
+        return handle

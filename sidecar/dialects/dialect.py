@@ -17,6 +17,8 @@ from sidecar.core.relationship import Change, Identity, Relationship
 SCHEMA_TYPE = "sidecar-schema"
 """Resource type of the tuple that carries a schema; no type of a known database has a hyphen."""
 
+MAX_SCHEMA_BYTES = 1024 * 1024
+
 
 class Kind(StrEnum):
     """read: any node may serve it. write: replicated. control: for this node's own database."""
@@ -151,6 +153,11 @@ class ReplicatedDialect(Dialect):
     most_changes: ClassVar[int]
     replicates: ClassVar[bool] = True
 
+    @property
+    def tenants(self) -> Sequence[str]:
+        """The tenants that the database of this region holds."""
+        return ("default",)
+
     @abstractmethod
     def write_of(self, call: Call, request: Request) -> Write | None: ...
 
@@ -206,6 +213,10 @@ class SchemaDialect(ReplicatedDialect):
     @abstractmethod
     def apply_schema(self, text: str) -> Ask:
         """Write a schema."""
+
+    def is_same_schema(self, text: str, other: str) -> bool:
+        """Whether two texts are the same but for what the database changes of what it is given."""
+        return text == other
 
 
 def schema_tuple(tenant: str, text: str) -> Relationship:

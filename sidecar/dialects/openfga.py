@@ -179,6 +179,10 @@ class OpenFGA(ReplicatedDialect):
 
     # -- what the sidecar asks --------------------------------------------------------------------
 
+    @property
+    def tenants(self) -> Sequence[str]:
+        return tuple(self._here)
+
     def find(self, tenant: str, matching: Mapping[str, object], cursor: str | None) -> Ask:
         asked: dict[str, object] = {"page_size": PAGE, "consistency": "HIGHER_CONSISTENCY"}
         if matching:

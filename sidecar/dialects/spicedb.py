@@ -24,6 +24,7 @@ from sidecar.core.relationship import (
     parse_expires_at,
 )
 from sidecar.dialects.dialect import (
+    MAX_SCHEMA_BYTES,
     Ask,
     Call,
     Found,
@@ -87,8 +88,6 @@ CALLS = {
     ("GET", "/openapi.json"): Call("OpenAPI", Kind.CONTROL),
 }
 
-MAX_SCHEMA_BYTES = 1024 * 1024
-
 PAGE = 1_000
 """Relationships in an answer to `find`: SpiceDB's own limit."""
 
@@ -115,6 +114,11 @@ _DEFINITION = re.compile(
     r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|\bdefinition\s+([a-z0-9_/]+)""",
     re.DOTALL,
 )
+
+_WORD = re.compile(
+    r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|\w+|[^\w\s]""", re.DOTALL
+)
+_DECLARES = {"definition", "caveat", "use", "partial"}
 
 # Codes of gRPC.
 _UNKNOWN, _NOT_FOUND = 2, 5
@@ -209,6 +213,8 @@ class SpiceDB(SchemaDialect):
         return [{"resourceType": name} for name in names if name]
 
     def apply(self, tenant: str, changes: Sequence[Change]) -> Ask:
+        if tenant != TENANT:
+            raise Refused("cannot_carry", f"SpiceDB has no place for the tenant {tenant}")
         return Ask("POST", WRITE_RELATIONSHIPS, dumped({"updates": list(map(_update, changes))}))
 
     def verdict(self, status: int, body: bytes) -> Verdict:
@@ -236,6 +242,9 @@ class SpiceDB(SchemaDialect):
 
     def apply_schema(self, text: str) -> Ask:
         return Ask("POST", WRITE_SCHEMA, dumped({"schema": text}))
+
+    def is_same_schema(self, text: str, other: str) -> bool:
+        return text == other or sorted(_declarations(text)) == sorted(_declarations(other))
 
 
 # -- writes of applications ------------------------------------------------------------------------
@@ -311,6 +320,33 @@ def _schema_written(message: dict[str, Any]) -> Write:
             f"the schema has {size} bytes as JSON; at most {MAX_SCHEMA_BYTES} can be replicated"
         )
     return Write(TENANT, [Change(Operation.INSERT, carrying)])
+
+
+def _declarations(schema: str) -> Iterator[list[str]]:
+    """The words of each definition, caveat and `use`. SpiceDB sorts them, and the parameters of a
+    caveat; it indents anew and moves comments.
+    """
+    words: list[str] = []
+    depth = 0
+    for found in _WORD.finditer(schema):
+        word = found[0]
+        if word.startswith(("//", "/*")):
+            continue
+        if depth == 0 and word in _DECLARES and words:
+            yield _sorted_parameters(words)
+            words = []
+        words.append(word)
+        depth += (word == "{") - (word == "}")
+    if words:
+        yield _sorted_parameters(words)
+
+
+def _sorted_parameters(words: list[str]) -> list[str]:
+    if words[0] != "caveat" or not {"(", ")"} <= set(words):
+        return words
+    begin, end = words.index("("), words.index(")")
+    parameters = " ".join(words[begin + 1 : end]).split(" , ")
+    return [*words[:begin], *sorted(parameters), *words[end:]]
 
 
 # -- relationships ---------------------------------------------------------------------------------

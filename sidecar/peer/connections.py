@@ -24,6 +24,8 @@ class Connections:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
             **self._options,
         )
+        # It would repeat PUT and DELETE on a connection that ends.
+        self._session._retry_connection = False
         return self
 
     async def __aexit__(

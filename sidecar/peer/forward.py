@@ -7,7 +7,7 @@ been decided by `core/router.py`.
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
@@ -20,7 +20,17 @@ from sidecar.core.router import RequestType, Router
 from sidecar.core.token import Token
 from sidecar.core.topology import Node, NodeId, Topology
 from sidecar.errors import Refused, SidecarError, Unavailable
-from sidecar.hops import end_to_end, relay
+from sidecar.hops import (
+    HOP_BY_HOP,
+    PASSES,
+    Passed,
+    body_of,
+    can_go_on,
+    end_to_end,
+    relay,
+    sending,
+    target_of,
+)
 from sidecar.peer.connections import Connections
 
 PASSED: Final = (
@@ -38,6 +48,9 @@ NOT_SERVED: Final = frozenset(
 DATABASE_PREFIX: Final = "/database"
 """Before the path of a request for the database behind another node."""
 
+FROM_DATABASE: Final = b"X-Sidecar-From-Database"
+"""Between nodes: a 503 is the database's own, whatever its body says."""
+
 CONNECT_S = 2.0
 SEARCH_S = 30.0
 """For so long a delete by filter may search before it answers; a read does not take that long."""
@@ -46,6 +59,10 @@ WAITS = {"X-Consistency-Timeout-Ms": 2_000, "X-Write-Concern-Timeout-Ms": 5_000}
 """What lets a node wait before it answers, and for how long without the header."""
 
 SMALL_BYTES = 256 * 1024
+
+_OF_NODE: Final = HOP_BY_HOP | {FROM_DATABASE.lower()}
+_OWN: Final = HOP_BY_HOP | {b"date", b"server"}
+_ENDLESS: Final = web.RequestKey("endless", bool)
 
 
 class Forwarder(Connections):
@@ -67,7 +84,7 @@ class Forwarder(Connections):
         forwarded: Callable[[NodeId], None],
         is_proxy: bool = False,
     ) -> None:
-        super().__init__(auto_decompress=False)
+        super().__init__(**(PASSES if is_proxy else {"auto_decompress": False}))
         self._router, self._topology, self._here = router, topology, here
         self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
         self._is_proxy = is_proxy
@@ -82,9 +99,20 @@ class Forwarder(Connections):
         return answer
 
     async def serve(
-        self, request: web.Request, request_type: RequestType, tenant: str, route: Route
+        self,
+        request: web.Request,
+        request_type: RequestType,
+        tenant: str,
+        route: Route,
+        *,
+        is_endless: bool = False,
     ) -> web.StreamResponse:
-        """The answer to a request of this tenant: that of `route`, or of another node."""
+        """The answer to a request of this tenant: that of `route`, or of another node.
+
+        is_endless: the answer may begin late, and is never waited for too long.
+        """
+        if is_endless:
+            request[_ENDLESS] = True
         # A write that this node cannot serve is refused at once, and goes elsewhere below; a
         # read with a token would wait first.
         is_write = request_type is RequestType.WRITE
@@ -99,7 +127,7 @@ class Forwarder(Connections):
         try:
             return await route(request)
         except SidecarError as failure:
-            if request.writer.output_size > 0:
+            if request.writer.output_size > 0 or not can_go_on(request):
                 raise
             if failure.code in NOT_SERVED:
                 served = await self._elsewhere(request, request_type, tenant)
@@ -146,6 +174,8 @@ class Forwarder(Connections):
                 if unavailable.code not in NOT_SERVED | {"unreachable"}:
                     raise
                 self._doubt(node.id)
+                if not can_go_on(request):
+                    raise
         if is_elsewhere and not self._router.may_be_here(request_type, tenant):
             raise Refused(
                 "revision_elsewhere",
@@ -168,17 +198,15 @@ class Forwarder(Connections):
         self, node: Node, request: web.Request, request_type: RequestType
     ) -> web.StreamResponse:
         """The answer of a node. Raises Unavailable where the node has not served the request."""
-        body = await request.read()
+        url, what = await self._passed(node, request)
         self._forwarded(node.id)
-        url, headers = self._passed(node, request)
         try:
             answer = await self._session.request(
                 request.method,
                 url,
-                data=body,
-                headers=headers,
                 allow_redirects=False,
                 timeout=self._patience(request, request_type),
+                **what,
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _unreachable(node, error) from error
@@ -194,14 +222,17 @@ class Forwarder(Connections):
         async with answer:
             return await self._relay(node, request, request_type, answer)
 
-    def _passed(self, node: Node, request: web.Request) -> tuple[URL, CIMultiDict[str]]:
-        """Where a request goes on to, and with which headers."""
+    async def _passed(self, node: Node, request: web.Request) -> tuple[URL, dict[str, Any]]:
+        """Where a request goes on to, and what of it."""
         if self._is_proxy:
-            url = URL(f"http://{node.endpoint}{DATABASE_PREFIX}{request.raw_path}", encoded=True)
-            return url, end_to_end(request.headers, "host", "expect")
+            # Query and all, so that nothing of it is read as anything else.
+            target = DATABASE_PREFIX + target_of(request)
+            url = URL(f"http://{node.endpoint}").with_path(target, encoded=True)
+            return url, {"data": sending(request, await body_of(request))}
         known = ((name, request.headers.get(name)) for name in PASSED)
         headers = CIMultiDict((name, value) for name, value in known if value is not None)
-        return URL(f"http://{node.endpoint}{request.path_qs}", encoded=True), headers
+        url = URL(f"http://{node.endpoint}{request.path_qs}", encoded=True)
+        return url, {"data": await request.read(), "headers": headers}
 
     def _patience(self, request: web.Request, request_type: RequestType) -> aiohttp.ClientTimeout:
         silence_s = self._timeout_s + (SEARCH_S if request_type is RequestType.WRITE else 0.0)
@@ -209,7 +240,10 @@ class Forwarder(Connections):
             text = request.headers.get(name, "")
             # What is no number is refused where the request is served.
             silence_s += (int(text) if text.isdecimal() else default_ms) / 1000
-        return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
+        is_endless = request.get(_ENDLESS, False)
+        return aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_S, sock_read=None if is_endless else silence_s
+        )
 
     async def _relay(
         self,
@@ -218,7 +252,8 @@ class Forwarder(Connections):
         request_type: RequestType,
         answer: aiohttp.ClientResponse,
     ) -> web.StreamResponse:
-        headers = end_to_end(answer.headers, "date", "server")
+        # Those of a database are its own.
+        head = end_to_end(answer.raw_headers, _OF_NODE if self._is_proxy else _OWN)
         length = answer.content_length
         if length is not None and length <= SMALL_BYTES:
             try:
@@ -229,10 +264,10 @@ class Forwarder(Connections):
                 raise Unavailable(
                     "outcome_unknown", f"the answer of node {node.id} broke off: {error}"
                 ) from error
-            if answer.status == 503:
+            if answer.status == 503 and FROM_DATABASE.decode() not in answer.headers:
                 _raise_if_not_served(body)
-            return web.Response(body=body, status=answer.status, headers=headers)
-        return await relay(request, answer, headers, whose=f"node {node.id}")
+            return Passed(answer.status, answer.reason, head, length, body)
+        return await relay(request, answer, head, whose=f"node {node.id}")
 
 
 async def _is_guarded(request: web.Request) -> bool:

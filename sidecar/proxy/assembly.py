@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -16,6 +16,7 @@ from sidecar.errors import Refused, Unavailable
 from sidecar.metrics import Metrics
 from sidecar.partitions import Partitions
 from sidecar.peer.forward import Forwarder
+from sidecar.proxy.adopting import Adopted, Adopting, Tell
 from sidecar.proxy.applier import Applier
 from sidecar.proxy.database import Database
 from sidecar.proxy.front import Front
@@ -23,7 +24,7 @@ from sidecar.proxy.gate import Gate
 from sidecar.proxy.looking import Looking
 from sidecar.proxy.settling import Settling
 from sidecar.proxy.writes import Behind, Writes
-from sidecar.store.proxy_store import ProxyStore
+from sidecar.store.proxy_store import Held, ProxyStore
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,10 @@ class Proxy:
             max_connections=settings.max_connections,
             token=_token(settings.token_file),
         )
+        self._partitions = partitions
+        self._adopted: Adopted | None = None
         self._behind: dict[str, Behind] = {}
+        self._lacking: dict[str, bool] = {}
         self._metrics = {one.name: metrics.of(one.name) for one in partitions}
         writes = None
         if isinstance(self.dialect, ReplicatedDialect):
@@ -115,9 +119,91 @@ class Proxy:
                     unsettled=one.settling.count,
                     is_up=not self.database.away_because,
                 )
+                self._lacking[one.store.keys.partition] = await one.store.may_lack()
             except Unavailable as unavailable:
                 log.debug("nothing is counted: %s", unavailable.message)
             await asyncio.sleep(COUNT_S)
+
+    # -- what operators ask -----------------------------------------------------------------------
+
+    async def adopt(self, found: Adopted, tell: Tell, *, is_dry: bool, deletes: bool) -> None:
+        """Take over what the database holds and is not shown here; `found` and `tell` say how far
+        it is. Raises Refused, Unavailable.
+        """
+        dialect = self._replicated()
+        if self._adopted is not None:
+            raise Refused(
+                "adopting_already",
+                f"this node adopts already: {self._adopted.relationships:,} relationships are read",
+                409,
+            )
+        self._adopted = found
+        try:
+            for behind, tenants in self._by_partition(dialect):
+                await Adopting(
+                    behind, dialect, tenants, found, tell, is_dry=is_dry, deletes=deletes
+                ).run()
+        finally:
+            self._adopted = None
+
+    def _by_partition(self, dialect: ReplicatedDialect) -> list[tuple[Behind, list[str]]]:
+        tenants: dict[str, list[str]] = {name: [] for name in self._behind}
+        for tenant in dialect.tenants:
+            try:
+                tenants[self._partitions.of(tenant).name].append(tenant)
+            except Refused:
+                # It is bound to other regions, and nothing of it is shown here.
+                log.warning("the tenant is not in this region", extra={"tenant": tenant})
+        return [(self._behind[name], found) for name, found in tenants.items() if found]
+
+    async def reapply(self) -> int:
+        """Have the database told everything again; how many tuples. Raises Refused, Unavailable."""
+        self._replicated()
+        return await self._sum(ProxyStore.remark_all)
+
+    async def held(self, count: int) -> list[Held]:
+        """What the database refuses, not many more than `count`. Raises Refused, Unavailable."""
+        self._replicated()
+        return [row for one in self._behind.values() for row in await one.store.held(count)]
+
+    async def release(self) -> int:
+        """Have the database told again what it refused; how many. Raises Refused, Unavailable."""
+        self._replicated()
+        return await self._sum(ProxyStore.release)
+
+    async def status(self) -> dict[str, object]:
+        """How it does; what only Redis knows is null while it is away."""
+        stored: dict[str, int | bool | None] = dict.fromkeys(("pending", "held", "marking"))
+        if all(one.store.is_open for one in self._behind.values()):
+            stored = {
+                "pending": await self._sum(ProxyStore.dirty_count),
+                "held": await self._sum(ProxyStore.held_count),
+                "marking": await self._sum(ProxyStore.is_remarking) > 0,
+            }
+        return {
+            **self.facts(),
+            "away_because": self.away_because or None,
+            **stored,
+            "unknown_outcomes": sum(one.settling.count for one in self._behind.values()),
+            "failing_because": next(
+                (why for one in self._behind.values() if (why := one.applier.failing_because)), None
+            ),
+            "misunderstood": self.front.misunderstood,
+            "adopting": self._adopted is not None,
+        }
+
+    async def _sum(self, count: Callable[[ProxyStore], Awaitable[int]]) -> int:
+        return sum([await count(one.store) for one in self._behind.values()])
+
+    def _replicated(self) -> ReplicatedDialect:
+        if not isinstance(self.dialect, ReplicatedDialect):
+            raise Refused(
+                "not_replicated",
+                f"the dialect {self.dialect.name} of this node replicates nothing: its database is "
+                "not told anything, and nothing of it is taken over",
+                409,
+            )
+        return self.dialect
 
     @property
     def away_because(self) -> str:
@@ -136,6 +222,11 @@ class Proxy:
         """What a person should know of the database while it serves, in words."""
         failing = (one.applier.failing_because for one in self._behind.values())
         found = [f"the database is not told what is merged: {why}" for why in failing if why]
+        if any(self._lacking.values()):
+            found.append(
+                "Redis has lost writes that the database may have and no other region: "
+                "`sidecar adopt --dry-run` tells"
+            )
         if self.front.misunderstood:
             found.append(
                 f"{self.front.misunderstood} writes went to the database that are not understood "

@@ -8,32 +8,40 @@ import logging
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import aiohttp
 from aiohttp import hdrs, web
-from multidict import CIMultiDict
 
 from sidecar.api import headers, waits
 from sidecar.api.answers import Answers, Route
-from sidecar.api.listener import AppListener
+from sidecar.api.listener import AppListener, WhileClientStays
 from sidecar.api.native import ANSWERS, serve_looks
 from sidecar.api.served import Partitions, Served
 from sidecar.core.concern import WriteConcern
 from sidecar.core.router import RequestType
 from sidecar.dialects.dialect import Call, Dialect, Kind, Request
 from sidecar.errors import Refused, Unavailable
-from sidecar.hops import end_to_end, relay
-from sidecar.peer.forward import DATABASE_PREFIX, Forwarder
-from sidecar.proxy.database import Answer, Body, Database, NotSent, passed_on
+from sidecar.hops import (
+    HEADS,
+    SMALL_BYTES,
+    Body,
+    Passed,
+    Upload,
+    body_of,
+    relay,
+    sending,
+    target_of,
+)
+from sidecar.peer.forward import DATABASE_PREFIX, FROM_DATABASE, Forwarder
+from sidecar.proxy.database import Answer, Asked, Database, Dropped, NotSent, passing, read
 from sidecar.proxy.writes import Behind, Writes
 from sidecar.store.calls import Written
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
-SMALL_BYTES: Final = 64 * 1024
-"""Answers up to this size are searched for consistency tokens."""
+"""Of what is looked into."""
 
 MAX_TOKENS: Final = 100_000
 
@@ -54,6 +62,16 @@ class Issued:
         self._tokens.move_to_end(token)
         if len(self._tokens) > MAX_TOKENS:
             self._tokens.popitem(last=False)
+
+
+class _Came(NamedTuple):
+    """A request as it came. target: path and query, byte for byte; tenant: "" for control."""
+
+    request: web.Request
+    target: str
+    call: Call
+    tenant: str
+    asked: Request
 
 
 class Front:
@@ -77,6 +95,7 @@ class Front:
         self._partitions, self._dialect, self._database = partitions, dialect, database
         self._forwarder, self._answers, self._behind = forwarder, answers, behind
         self._writes, self._passes_unknown = writes, passes_unknown
+        self._served_by = (b"X-Served-By", answers.served_by.encode())
         self._issued = Issued()
         self.misunderstood = 0
 
@@ -84,23 +103,41 @@ class Front:
 
     async def from_application(self, request: web.Request) -> web.StreamResponse:
         """A request of an application."""
-        path, query = _target(request, "")
-        call = self._call_of(request.method, path)
+        came = self._came(request, target_of(request))
+
+        async def here(_: web.Request) -> web.StreamResponse:
+            return await self._here(came)
+
+        call = came.call
         if call.kind is Kind.CONTROL:
-            return await self._stream(request, call, Request(request.method, path, query))
-        tenant = self._dialect.tenant_of(path)
-        self._partitions.of(tenant)
-
-        async def here(request: web.Request) -> web.StreamResponse:
-            return await self._here(request, call, tenant, path, query)
-
-        return await self._forwarder.serve(request, TYPES[call.kind], tenant, here)
+            with WhileClientStays(request):
+                return await self._stream(came)
+        self._partitions.of(came.tenant)
+        if _must_end(call):
+            return await self._forwarder.serve(request, RequestType.WRITE, came.tenant, here)
+        with WhileClientStays(request):
+            return await self._forwarder.serve(
+                request, TYPES[call.kind], came.tenant, here, is_endless=call.is_endless
+            )
 
     async def from_node(self, request: web.Request) -> web.StreamResponse:
         """The same, forwarded by another node."""
-        path, query = _target(request, DATABASE_PREFIX)
+        came = self._came(request, target_of(request).removeprefix(DATABASE_PREFIX))
+        if _must_end(came.call):
+            answer = await self._here(came)
+        else:
+            with WhileClientStays(request):
+                answer = await self._here(came)
+        if answer.status == 503 and isinstance(answer, Passed):
+            # It may have been carried out all the same.
+            answer.head.append((FROM_DATABASE, b"yes"))
+        return answer
+
+    def _came(self, request: web.Request, target: str) -> _Came:
+        path, _, query = target.partition("?")
         call = self._call_of(request.method, path)
-        return await self._here(request, call, self._dialect.tenant_of(path), path, query)
+        tenant = self._dialect.tenant_of(path) if call.kind is not Kind.CONTROL else ""
+        return _Came(request, target, call, tenant, Request(request.method, path, query))
 
     def _call_of(self, method: str, path: str) -> Call:
         call = self._dialect.call_of(method, path)
@@ -118,14 +155,14 @@ class Front:
 
     # -- how it is served here --------------------------------------------------------------------
 
-    async def _here(
-        self, request: web.Request, call: Call, tenant: str, path: str, query: str
-    ) -> web.StreamResponse:
-        here = self._partitions.of(tenant)
-        if call.kind is Kind.READ:
-            await self._reach(request, here)
-            return await self._stream(request, call, Request(request.method, path, query))
-        return await self._write(request, call, here, Request(request.method, path, query))
+    async def _here(self, came: _Came) -> web.StreamResponse:
+        if came.call.kind is Kind.CONTROL:
+            return await self._stream(came)
+        here = self._partitions.of(came.tenant)
+        if came.call.kind is Kind.READ:
+            await self._reach(came.request, here)
+            return await self._stream(came)
+        return await self._write(came, here)
 
     async def _reach(self, request: web.Request, here: Served) -> None:
         """Wait until the database has what a token names."""
@@ -145,54 +182,57 @@ class Front:
                 409,
             )
 
-    async def _stream(self, request: web.Request, call: Call, asked: Request) -> web.StreamResponse:
+    async def _stream(self, came: _Came) -> web.StreamResponse:
         """Passed on both ways as it comes."""
-        if call.looks_inside:
-            local, passed, whole = await self._looked_into(request, call, asked)
-            body: Body = whole or None
+        if came.call.looks_inside:
+            _, asked = await self._looked_into(came)
         else:
-            body = request.content if request.body_exists else None
-            local = self._dialect.localized(call, asked, self._issued.__contains__)
-            passed = passed_on(request, body)
+            local = self._dialect.localized(came.call, came.asked, self._issued.__contains__)
+            asked = _asked(came, local, await body_of(came.request))
         try:
-            async with self._database.sent(
-                request.method, _line(local), passed, body, is_endless=call.is_endless
-            ) as answer:
-                return await self._pass_back(request, call, answer)
+            async with await self._sent(came.call, asked) as answer:
+                return await self._pass_back(came.request, came.call, answer)
         except NotSent:
             raise
         except Unavailable as unavailable:
-            if call.kind is not Kind.READ or isinstance(body, aiohttp.StreamReader):
+            if came.call.kind is not Kind.READ:
                 raise
-            # A read may be done again elsewhere.
             raise Unavailable("database_unavailable", unavailable.message) from unavailable
 
-    async def _looked_into(
-        self, request: web.Request, call: Call, asked: Request
-    ) -> tuple[Request, CIMultiDict[str], bytes]:
-        """The request for this region's database, its headers, and its body as it goes on."""
-        body = await request.read()
-        inside = _inside(request, body)
-        local = self._dialect.localized(
-            call, asked._replace(body=inside), self._issued.__contains__
-        )
-        passed = passed_on(request, body)
-        if local.body != inside:
-            passed.popall(hdrs.CONTENT_ENCODING, None)
-            body = local.body
-        return local, passed, body
+    async def _sent(self, call: Call, asked: Asked) -> aiohttp.ClientResponse:
+        try:
+            return await self._database.sent(asked, is_endless=call.is_endless)
+        except Dropped:
+            if call.kind is not Kind.READ or isinstance(asked.sending.body, Upload):
+                raise
+            # It was closed while it was idle, mostly; a read may be done again.
+            return await self._database.sent(asked, is_endless=call.is_endless)
+
+    async def _looked_into(self, came: _Came) -> tuple[Request, Asked]:
+        """The request for this region's database: decompressed, and as it goes on."""
+        body = await came.request.read()
+        inside = _inside(came.request, body)
+        asked = came.asked._replace(body=inside)
+        local = self._dialect.localized(came.call, asked, self._issued.__contains__)
+        if local.body == inside:
+            return local, _asked(came, local, body or None)
+        rewritten = _asked(came, local, local.body)
+        rewritten.sending.headers.popall(hdrs.CONTENT_ENCODING, None)
+        return local, rewritten
 
     async def _pass_back(
         self, request: web.Request, call: Call, answer: aiohttp.ClientResponse
     ) -> web.StreamResponse:
-        passed = end_to_end(answer.headers)
-        passed["X-Served-By"] = self._answers.served_by
+        head = passing(answer)
+        head.append(self._served_by)
         length = answer.content_length
-        if not call.looks_inside or length is None or length > SMALL_BYTES:
-            return await relay(request, answer, passed, whose="the database")
-        body = await answer.read()
-        self._note_tokens(call, answer.status, passed.get(hdrs.CONTENT_ENCODING), body)
-        return web.Response(body=body, status=answer.status, reason=answer.reason, headers=passed)
+        if length is None or length > SMALL_BYTES:
+            return await relay(request, answer, head, whose="the database")
+        body = await read(answer)
+        if call.looks_inside:
+            encoding = answer.headers.get(hdrs.CONTENT_ENCODING)
+            self._note_tokens(call, answer.status, encoding, body)
+        return Passed(answer.status, answer.reason, head, length, body)
 
     def _note_tokens(self, call: Call, status: int, encoding: str | None, body: bytes) -> None:
         if status == 200 and encoding is None:
@@ -201,29 +241,27 @@ class Front:
 
     # -- writes -----------------------------------------------------------------------------------
 
-    async def _write(
-        self, request: web.Request, call: Call, here: Served, asked: Request
-    ) -> web.StreamResponse:
-        concern = headers.concern_of(request.headers)
+    async def _write(self, came: _Came, here: Served) -> web.StreamResponse:
+        concern = headers.concern_of(came.request.headers)
         here.concerns.check(concern.level)
         here.store.check_fence()
-        local, passed, body = await self._looked_into(request, call, asked)
+        if not came.call.looks_inside:
+            return await self._stream(came)
+        local, asked = await self._looked_into(came)
 
         async def send() -> Answer:
-            return await self._database.answer(request.method, _line(local), passed, body or None)
+            return await self._database.answer(asked)
 
         behind = self._behind(here)
-        write = self._dialect.write_of(call, local)
+        write = self._dialect.write_of(came.call, local)
         if write is None or self._writes is None or behind is None:
             answer, written = await send(), None
             if behind is not None and answer.is_done:
-                self._note_misunderstood(call)
+                self._note_misunderstood(came.call)
         else:
             answer, written = await self._writes.carry_out(behind, write, send)
-        self._note_tokens(
-            call, answer.status, answer.headers.get(hdrs.CONTENT_ENCODING), answer.body
-        )
-        answer.headers["X-Served-By"] = self._answers.served_by
+        self._note_tokens(came.call, answer.status, answer.encoding, answer.body)
+        answer.head.append(self._served_by)
         if written is not None:
             return await self._written(here, answer, written, concern)
         return _response(answer)
@@ -232,7 +270,7 @@ class Front:
         self, here: Served, answer: Answer, written: Written, concern: headers.Concern
     ) -> web.StreamResponse:
         token = waits.token_text(here, written.revision, written.vector)
-        answer.headers["X-Revision-Token"] = token
+        answer.head.append((b"X-Revision-Token", token.encode()))
         if concern.level is not WriteConcern.LOCAL:
             missing = await waits.hold(here, written, concern)
             if missing:
@@ -266,30 +304,45 @@ def proxy_listener(
     for one in (app, peer):
         serve_looks(one, native)
     app.on_shutdown.extend(native.on_shutdown)
-    app.router.add_route(hdrs.METH_ANY, "/{path:.*}", answers.guarded(front.from_application))
+    own = {resource.canonical for resource in app.router.resources()}
+    to_database = answers.guarded(front.from_application)
+    app.router.add_route(hdrs.METH_ANY, "/{path:.*}", to_database)
+
+    def shortcut(request: web.Request) -> Route | None:
+        # Looking for a route would take a tenth of the time of a read.
+        path = request.raw_path.partition("?")[0]
+        is_plain = path.startswith("/") and path not in own and hdrs.EXPECT not in request.headers
+        return to_database if is_plain else None
+
     route = answers.guarded(front.from_node)
     peer.router.add_route(hdrs.METH_ANY, DATABASE_PREFIX + "/{path:.*}", route)
-    return AppListener(app, answers, auto_decompress=False, **options)
+    return AppListener(app, answers, shortcut=shortcut, auto_decompress=False, **HEADS, **options)
 
 
-def _target(request: web.Request, prefix: str) -> tuple[str, str]:
-    """Path and query as they came."""
-    path, _, query = request.raw_path.partition("?")
-    return path.removeprefix(prefix), query
+def _must_end(call: Call) -> bool:
+    """Whether it goes on when nobody waits for it any more: a write that is replicated."""
+    return call.kind is Kind.WRITE and call.looks_inside
+
+
+def _asked(came: _Came, local: Request, body: Body) -> Asked:
+    """The request for the database: what has not changed goes on as it came."""
+    is_same = (local.path, local.query) == (came.asked.path, came.asked.query)
+    target = came.target if is_same else _line(local)
+    return Asked(came.request.method, target, sending(came.request, body))
 
 
 def _line(local: Request) -> str:
     return f"{local.path}?{local.query}" if local.query else local.path
 
 
-def _response(answer: Answer) -> web.Response:
-    return web.Response(body=answer.body, status=answer.status, headers=answer.headers)
+def _response(answer: Answer) -> Passed:
+    return Passed(answer.status, answer.reason, answer.head, answer.length, answer.body)
 
 
 def _inside(request: web.Request, body: bytes) -> bytes:
     """The body as it was before it was compressed. Raises Refused."""
-    encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower()
-    if encoding == "identity" or not body:
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
+    if encoding is None or not body or (encoding := encoding.lower()) == "identity":
         return body
     if encoding not in {"gzip", "deflate"}:
         raise Refused(

@@ -37,11 +37,31 @@ class Looking:
         found: dict[Identity, Relationship] = {}
         cursor = None
         while True:
-            page = await self._page(self._dialect.find(tenant, matching, cursor), tenant)
+            page = await self.page(tenant, matching, cursor)
+            if page is None and cursor is None:
+                # Of a type that it does not know it has nothing.
+                return found
+            if page is None:
+                raise Unavailable("database_unavailable", "the database refuses to be read on")
             found |= {one.identity: one for one in page.relationships}
             cursor = page.cursor
             if cursor is None:
                 return found
+
+    async def page(
+        self, tenant: str, matching: Mapping[str, object], cursor: str | None
+    ) -> Found | None:
+        """Some of what a filter matches; None: the database refuses to say. Raises Unavailable."""
+        ask = self._dialect.find(tenant, matching, cursor)
+        async with self._room:
+            answer = await self._database.ask(ask)
+        verdict = self._dialect.verdict(answer.status, answer.body)
+        is_cut = answer.is_done and b"\n" in answer.body.rstrip()
+        if verdict is Verdict.REFUSED and not is_cut:
+            return None
+        if verdict is not Verdict.DONE:
+            raise unanswered(ask, answer)
+        return _understood(ask, answer, lambda: self._dialect.found(tenant, answer.body))
 
     async def present(
         self, tenant: str, identities: Sequence[Identity]
@@ -68,16 +88,6 @@ class Looking:
         ):
             raise unanswered(ask, answer)
         return _understood(ask, answer, lambda: dialect.schema_of(answer.status, answer.body))
-
-    async def _page(self, ask: Ask, tenant: str) -> Found:
-        async with self._room:
-            answer = await self._database.ask(ask)
-        if answer.is_done:
-            return _understood(ask, answer, lambda: self._dialect.found(tenant, answer.body))
-        if self._dialect.verdict(answer.status, answer.body) is Verdict.REFUSED:
-            # Of a type that it does not know it has nothing.
-            return Found(())
-        raise unanswered(ask, answer)
 
 
 def _understood(ask: Ask, answer: Answer, read: Callable[[], T]) -> T:

@@ -133,7 +133,9 @@ class Settling:
             # What is there can be no write of ours.
             done, is_proven = [], False
         if done and (is_proven or name in self._was_done):
-            await self._store.commit(name, intent.tenant, done, unmoved_since=intent.revision)
+            await self._store.commit(
+                name, intent.tenant, done, expected_revision=intent.revision, is_late=True
+            )
             log.info("a write of unknown outcome was carried out", extra={"intent": name})
             return True
         if is_late:

@@ -39,7 +39,8 @@ class WriteRequest(NamedTuple):
     expected_revision: refuse if a tuple of the request changed on this node after it.
     idempotency_key: a repeat with the same `request_hash` gets the first answer again.
     is_again: it was accepted before, and no fence keeps it out. intent: the id under which it was
-    noted before the database did it.
+    noted before the database did it. is_late: that was found out by looking, and the database is
+    told once more.
     """
 
     tenant: str
@@ -49,6 +50,7 @@ class WriteRequest(NamedTuple):
     request_hash: str = ""
     is_again: bool = False
     intent: str = ""
+    is_late: bool = False
 
 
 class Written(NamedTuple):

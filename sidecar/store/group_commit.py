@@ -197,6 +197,8 @@ def _guard(request: WriteRequest) -> str:
         guard["again"] = "1"
     if request.intent:
         guard["intent"] = request.intent
+    if request.is_late:
+        guard["late"] = "1"
     return json.dumps(guard) if guard else ""
 
 

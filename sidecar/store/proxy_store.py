@@ -9,10 +9,11 @@ that it carries out late. What the database refuses is *held*.
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from sidecar.core.relationship import BUCKETS, Change, Relationship
+from sidecar.core.relationship import BUCKETS, Change, Identity, Relationship
 from sidecar.core.vector import Vector
 from sidecar.core.wire import change_of_row, encode_body
 from sidecar.store import states
@@ -23,6 +24,11 @@ from sidecar.store.redis_store import RedisStore
 
 REMARK_BUCKETS = 16
 """Per call of the script, so that Redis never blocks for long."""
+
+WALK_BUCKETS, WALK_TUPLES = 256, 1000
+"""The same for a walk over all that is shown: so many buckets, none begun after so many tuples."""
+
+MAX_TOUCHED = 100_000
 
 
 class Noted(NamedTuple):
@@ -69,6 +75,42 @@ class Held(NamedTuple):
     reason: str
     since_us: int
 
+    @property
+    def identity(self) -> Identity:
+        """Which tuple it is."""
+        return _identity(self.name).identity
+
+
+class Here(NamedTuple):
+    """What a tuple shows here. is_waiting: the database may have something else for a reason: it is
+    yet to be told, a write is under way, or it refuses this.
+    """
+
+    shown: Relationship | None
+    is_waiting: bool
+
+
+class Touched:
+    """Tuples that were written to the database through this node since this was made.
+
+    Beyond MAX_TOUCHED of them it contains all there are.
+    """
+
+    def __init__(self) -> None:
+        self._names: set[Identity] = set()
+        self._is_full = False
+
+    def add(self, names: Iterable[Identity]) -> None:
+        if self._is_full:
+            return
+        self._names.update(names)
+        if len(self._names) > MAX_TOUCHED:
+            self._is_full = True
+            self._names.clear()
+
+    def __contains__(self, name: Identity) -> bool:
+        return self._is_full or name in self._names
+
 
 class ProxyStore(RedisStore):
     """A `RedisStore` that notes what the database behind it must be told."""
@@ -81,6 +123,7 @@ class ProxyStore(RedisStore):
         """Set when something may have become dirty."""
         self.releases = 0
         """How often what is held was released."""
+        self._touched: set[Touched] = set()
 
     def _advance(self, clock: int, vector: Vector, first_own: int = 0) -> None:
         super()._advance(clock, vector, first_own)
@@ -101,6 +144,7 @@ class ProxyStore(RedisStore):
             raise self._refused_writes
         if self._memory.is_full:
             raise store_full(self.full_because)
+        self._touch(change.relationship.identity for change in changes)
         args = (self._now_us(), self._clock, name, encode_body(tenant, changes), schema)
         outcome, primary = await self._ask(self._reader(), "intend", *args)
         if outcome == b"behind":
@@ -114,23 +158,26 @@ class ProxyStore(RedisStore):
         tenant: str,
         changes: Sequence[Change],
         *,
-        unmoved_since: int | None = None,
+        expected_revision: int | None = None,
+        is_late: bool = False,
     ) -> Written:
         """Give versions to what the database has done. May be repeated within a minute.
 
-        unmoved_since: it was found out by looking; Refused("revision_mismatch") where a tuple has
-        changed after this revision, and the database is told once more what is right.
+        expected_revision: Refused("revision_mismatch") where a tuple has changed here after it; the
+        intent then stands. is_late: it was found out by looking, and the database is told once more
+        what is right, because it may do it again.
 
         Raises Unavailable; the intent then stands, unless the commit is there already.
         """
         request = WriteRequest(
             tenant,
             changes,
-            expected_revision=unmoved_since,
+            expected_revision,
             idempotency_key=f"intent/{intent}",
             request_hash=intent,
             is_again=True,
             intent=intent,
+            is_late=is_late,
         )
         return await self._group_commit.write(request)
 
@@ -168,6 +215,7 @@ class ProxyStore(RedisStore):
 
     async def note_applied(self, told: Sequence[tuple[Pending, str]]) -> int:
         """What the database said: "" or why it refuses. Returns how many marks are gone."""
+        self._touch(one.identity.identity for one, _ in told)
         rows = [text for one, reason in told for text in (one.name, one.version, reason)]
         args = (self._clock, self._now_us(), *rows)
         _, gone = await self._ask(self._reader(), "applied", *args)
@@ -194,14 +242,18 @@ class ProxyStore(RedisStore):
         """How many tuples the database may not have as they are here."""
         return int(await self._read("ZCARD", self.keys.dirty))
 
-    async def held(self) -> list[Held]:
-        """What the database refuses."""
-        flat = await self._read("HGETALL", self.keys.held)
-        found = []
-        for i in range(0, len(flat), 2):
-            one = json.loads(flat[i + 1])
-            found.append(Held(flat[i].decode(), one["reason"], int(one["since"])))
-        return found
+    async def held(self, count: int = 1000) -> list[Held]:
+        """What the database refuses; not many more than `count`, if there are."""
+        found: dict[str, Held] = {}
+        cursor = b"0"
+        while len(found) < count:
+            cursor, flat = await self._read("HSCAN", self.keys.held, cursor, "COUNT", count)
+            for name, text in zip(flat[::2], flat[1::2], strict=True):
+                one = json.loads(text)
+                found[name] = Held(name.decode(), one["reason"], int(one["since"]))
+            if cursor == b"0":
+                break
+        return sorted(found.values())
 
     async def held_count(self) -> int:
         """How many tuples the database refuses."""
@@ -215,11 +267,25 @@ class ProxyStore(RedisStore):
             self.changed.set()
         return int(count)
 
-    async def remark_all(self) -> None:
-        """Have the database told everything, from the beginning."""
+    async def remark_all(self) -> int:
+        """Have the database told everything, from the beginning; how many tuples."""
+        count = 0
         for first in range(0, BUCKETS, REMARK_BUCKETS):
-            await self._remark(first)
+            count += await self._remark(first)
         await self._control.call("HDEL", self.keys.meta, "remark")
+        return count
+
+    async def may_lack(self) -> bool:
+        """Whether Redis has lost writes since the database was read the last time."""
+        return bool(await self._read("HEXISTS", self.keys.meta, "adopt"))
+
+    async def lacks_nothing(self) -> None:
+        """The database was read, and all of it is here."""
+        await self._control.call("HDEL", self.keys.meta, "adopt")
+
+    async def is_remarking(self) -> bool:
+        """Whether not all that the database is to be told is marked yet."""
+        return bool(await self._read("HEXISTS", self.keys.meta, "remark"))
 
     async def go_on_remarking(self) -> bool:
         """Finish a walk that was begun, and was cut short; False when there was none."""
@@ -231,10 +297,59 @@ class ProxyStore(RedisStore):
         await self._control.call("HDEL", self.keys.meta, "remark")
         return True
 
-    async def _remark(self, first: int) -> None:
+    # -- what is here, to be compared with the database --------------------------------------------
+
+    async def shown(self, identities: Sequence[Identity]) -> list[Here]:
+        """These tuples as they are here, in this order."""
+        self._refuse_applications()
+        names = [f"{t}/{resource}#{relation}#{s}" for t, resource, relation, s in identities]
+        _, *rows = await self._ask(self._reader(), "shown", self._clock, *names)
+        now_us = self._now_us()
+        return [
+            Here(_pending(name, text.decode(), now_us).shown, bool(waits))
+            for name, text, waits in zip(names, rows[::2], rows[1::2], strict=True)
+        ]
+
+    async def walk(self, first: int) -> tuple[int, list[list[Identity]]]:
+        """Some buckets, whole, from this one on: what each shows; and where to go on."""
+        page = await self.states(first, WALK_BUCKETS, WALK_TUPLES)
+        now_us = self._now_us()
+        return page.following, [
+            [
+                one.identity
+                for key, field, text in bucket.tuples
+                if (one := _pending(f"{key}#{field}", text, now_us).shown) is not None
+            ]
+            for bucket in page.buckets
+        ]
+
+    @contextmanager
+    def touching(self) -> Iterator[Touched]:
+        """Notes what is written to the database through this node, until the end of the block; each
+        tuple before it is neither dirty nor in an open intent any more.
+        """
+        touched = Touched()
+        self._touched.add(touched)
+        try:
+            yield touched
+        finally:
+            self._touched.remove(touched)
+
+    def _touch(self, names: Iterable[Identity]) -> None:
+        if self._touched:
+            names = list(names)
+        for touched in self._touched:
+            touched.add(names)
+
+    def has_expired(self, one: Relationship) -> bool:
+        """Whether it would not be shown any more."""
+        return one.expires_at is not None and one.expires_at <= self._now_us()
+
+    async def _remark(self, first: int) -> int:
         last = min(first + REMARK_BUCKETS, BUCKETS) - 1
-        await self._ask(self._reader(), "remark", self._clock, first, last)
+        _, count = await self._ask(self._reader(), "remark", self._clock, first, last)
         self.changed.set()
+        return int(count)
 
 
 def _intent(name: str, text: bytes, moved: bytes, now_us: int) -> Intent:
@@ -259,11 +374,15 @@ def _was(change: Change, text: str, now_us: int) -> Relationship | None:
     return change.relationship._replace(condition=condition or None, expires_at=until)
 
 
-def _pending(name: str, text: str, now_us: int) -> Pending:
+def _identity(name: str) -> Relationship:
     member, _, field = name.partition("#")
     tenant, _, resource = member.partition("/")
     relation, _, subject = field.partition("#")
-    identity = Relationship(tenant, resource, relation, subject)
+    return Relationship(tenant, resource, relation, subject)
+
+
+def _pending(name: str, text: str, now_us: int) -> Pending:
+    identity = _identity(name)
     if not text:
         return Pending(name, "", identity, None)
     shown = states.winner(text)
@@ -273,5 +392,5 @@ def _pending(name: str, text: str, now_us: int) -> Pending:
     if not shown.is_visible or (until is not None and until <= now_us):
         return Pending(name, version, identity, None)
     payload = (shown.condition or None, until)
-    one = Relationship(tenant, resource, relation, subject, *payload)
+    one = Relationship(*identity.identity, *payload)
     return Pending(name, version, identity, one)

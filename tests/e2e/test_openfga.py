@@ -163,3 +163,31 @@ def test_what_cannot_be_carried_is_refused(pair: tuple[Front, Front]) -> None:
     shown = here.node.health().body["database"]
     assert shown["dialect"] == "openfga"
     assert "stand-in" in shown["proven"]
+
+
+def test_what_bypassed_the_sidecar_is_adopted(pair: tuple[Front, Front]) -> None:
+    here, there = pair
+    before = settle(here, there)
+
+    def past_the_sidecar(call: str, *keys: Json) -> None:
+        body = {call: {"tuple_keys": keys}}
+        answer = here.database.post(f"/stores/{here.store}/write", body)
+        assert answer.status == 200, answer
+
+    def adopted(query: str = "") -> Json:
+        answer = ask(here.node.admin_port, "POST", f"/database/adopt{query}", None)
+        return dict(json.loads(answer.body.splitlines()[-1]))
+
+    for first in range(500, 800, 100):
+        past_the_sidecar("writes", *(key(number) for number in range(first, first + 100)))
+    past_the_sidecar("writes", key(900, condition=small(3)))
+    assert adopted("?dry_run=1")["adopted"] == 301
+    done = adopted()
+    assert (done["adopted"], done["missing"], done["schema"]) == (301, 0, "")
+    assert len(settle(here, there)) == len(before) + 301
+    past_the_sidecar("deletes", key(500), key(501))
+    assert adopted()["missing"] == 2
+    assert adopted("?deletions=1")["deleted"] == 2
+    assert len(settle(here, there)) == len(before) + 299
+    done = adopted("?deletions=1")
+    assert (done["adopted"], done["missing"]) == (0, 0)

@@ -114,6 +114,36 @@ def test_what_is_asked_in_vain_is_one_line(make_world: MakeWorld) -> None:
         assert (answer.status, answer.body["error"]) == code, answer
 
 
+def test_without_a_database_there_is_nothing_to_adopt(make_world: MakeWorld) -> None:
+    world = make_world(1)
+    (node,) = world.nodes
+    node.start()
+    assert status(node)["database"] is None
+    for words in (
+        ("adopt",),
+        ("adopt", "--dry-run"),
+        ("reapply",),
+        ("held",),
+        ("held", "--release"),
+    ):
+        said = complaint(*words, "--url", admin_url(node))
+        assert "no database stands behind this node" in said
+    assert "should be the admin listener" in complaint("adopt", "--url", node.url)
+
+
+def test_of_a_database_that_is_only_forwarded_to_nothing_is_adopted(make_world: MakeWorld) -> None:
+    world = make_world(1)
+    (node,) = world.nodes
+    node.environ |= {
+        "INFERADB__DATABASE__DIALECT": "passthrough",
+        "INFERADB__DATABASE__URL": f"http://{HOST}:{node.peer_port}",
+    }
+    node.begin()
+    wait_until(lambda: node.status != 0, "it answers")
+    assert "replicates nothing" in complaint("adopt", "--url", admin_url(node))
+    assert "passthrough" in told(node, "status")
+
+
 # -- a loss ----------------------------------------------------------------------------------------
 
 

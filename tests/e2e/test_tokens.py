@@ -41,9 +41,9 @@ QUESTION = {
     "subject": {"type": "user", "id": "alice"},
 }
 NO_WAIT = Patch(
-    "sidecar/api/native.py",
-    "        if consistency is None:\n            return\n",
-    "        return\n",
+    "sidecar/api/waits.py",
+    "    if consistency is None:\n        return\n    token",
+    "    return\n    token",
 )
 
 

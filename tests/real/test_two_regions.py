@@ -15,6 +15,9 @@ def pair(spicedb_is_here: None) -> Iterator[tuple[Front, Front]]:
     with fronts(2) as (world, (here, there)):
         world.start()
         here.write_schema(SCHEMA)
+        wait_until(
+            lambda: there.database.post("/v1/schema/read").status == 200, "the schema is there, too"
+        )
         yield here, there
 
 

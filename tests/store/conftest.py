@@ -1,5 +1,6 @@
 """Nodes on a real server: each a store with a prefix and a wall clock of its own."""
 
+import itertools
 import random
 import re
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ from sidecar.errors import ungrouped
 from sidecar.metrics import Metrics
 from sidecar.store.calls import Filter, Merged, WriteRequest, Written
 from sidecar.store.feed import FeedEntry
+from sidecar.store.proxy_store import ProxyStore
 from sidecar.store.redis_store import RedisStore
 from tests.servers import RealValkey
 
@@ -170,6 +172,16 @@ async def open_node(valkey: RealValkey) -> AsyncIterator[OpenNode]:
             return node
 
         yield opened
+
+
+_numbers = itertools.count()
+
+
+async def intended(store: ProxyStore, *texts: str, schema: str = "") -> str:
+    """The name of an open intent."""
+    name = f"intent-{next(_numbers)}"
+    await store.intend(name, "default", [*map(change_of, texts)], schema)
+    return name
 
 
 def numbered(count: int, pattern: str = "+doc:{} viewer user:a") -> list[str]:

@@ -1,6 +1,5 @@
 """Intents, dirty marks and what the database refuses, on Redis."""
 
-import itertools
 import math
 import random
 from typing import cast
@@ -13,11 +12,10 @@ from sidecar.errors import Refused, Unavailable
 from sidecar.store.calls import Way
 from sidecar.store.proxy_store import Intent, Noted, Pending, ProxyStore
 from tests.store.bodies import page_of
-from tests.store.conftest import Node, OpenNode, change_of, dump, relationship_of, text_of
+from tests.store.conftest import Node, OpenNode, change_of, dump, intended, relationship_of, text_of
 
 ONE = "doc:1 viewer user:a"
 TWO = "doc:2 viewer user:a"
-_numbers = itertools.count()
 
 
 async def proxied(open_node: OpenNode, name: str = "p") -> tuple[Node, ProxyStore]:
@@ -38,13 +36,6 @@ async def told(store: ProxyStore) -> list[str]:
 
 async def tell(store: ProxyStore, reason: str = "") -> int:
     return await store.note_applied([(one, reason) for one in await store.pending(100)])
-
-
-async def intended(store: ProxyStore, *texts: str, schema: str = "") -> str:
-    """The name of an open intent."""
-    name = f"intent-{next(_numbers)}"
-    await store.intend(name, "default", [*map(change_of, texts)], schema)
-    return name
 
 
 async def open_one(store: ProxyStore) -> Intent:
@@ -268,10 +259,10 @@ async def test_what_was_found_out_late_overwrites_nothing(open_node: OpenNode) -
     await written_through(store, f"-{ONE}")
     revision = (await open_one(store)).revision
     with pytest.raises(Refused) as refused:
-        await store.commit(intent, "default", changes, unmoved_since=revision)
+        await store.commit(intent, "default", changes, expected_revision=revision, is_late=True)
     assert refused.value.code == "revision_mismatch"
     assert await store.intents() == [intent]
-    await store.commit(intent, "default", changes[1:], unmoved_since=revision)
+    await store.commit(intent, "default", changes[1:], expected_revision=revision, is_late=True)
     assert await node.listed() == [TWO]
     assert await told(store) == [f"+{TWO}", f"-{ONE}"]
 
@@ -379,3 +370,12 @@ async def test_after_any_history_the_database_ends_as_redis_shows(
         apply(shown(pending))
         await store.note_applied([(one, "") for one in pending])
     assert sorted(text for text, is_there in database.items() if is_there) == await node.listed()
+
+
+async def test_a_loss_is_remembered_until_the_database_was_read(open_node: OpenNode) -> None:
+    _, store = await proxied(open_node)
+    assert not await store.may_lack()
+    await store.begin({"q.aaaaaaaa0001": 1})
+    assert await store.may_lack()
+    await store.lacks_nothing()
+    assert not await store.may_lack()

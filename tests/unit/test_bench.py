@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
     *("drain", "bulk", "single", "single_one_target", "single_two_targets"),
     *("lag", "lag_at_rest", "memory", "stored_single", "stored_bulk", "targets", "link"),
+    *("proxied", "added_p50", "added_p99"),
 ]
 
 
@@ -99,7 +100,8 @@ def test_a_quick_run_prints_every_figure_as_json() -> None:
     figures = [json.loads(line) for line in found.stdout.splitlines()]
     assert [figure["name"] for figure in figures] == NAMES
     for figure in figures:
-        assert figure["value"] > 0
+        # What is added to a slow moment may be nothing.
+        assert figure["value"] > 0 or figure["name"].startswith("added_")
         assert figure["runs"] == 1
         assert figure["unit"]
         assert figure["machine"]["cores"] >= 1

@@ -291,6 +291,27 @@ def test_a_node_that_has_caught_up_may_write() -> None:
     scene.write()
 
 
+def test_who_has_not_heard_yet_that_it_has_caught_up_does_not_begin_it_all_again() -> None:
+    """What it wrote before it was told is set aside: nobody has it, and others remember it."""
+    scene = Scene()
+    exposed = scene.write()
+    scene.greet("b", {}, claims={C: 5}, phase="serving")
+    claims = {C: 5, exposed[1]: exposed[0]}
+    scene.greet("c", {C: 5}, claims=claims, phase="serving")
+    scene.has_come(C, 5)
+    scene.pass_s(1)
+    scene.tick()
+    scene.pass_s(1)
+    scene.greet("c", {C: 5}, claims=claims, phase="serving")
+    scene.tick()
+    origin = scene.origin
+    scene.greet("c", {C: 5}, claims=claims, phase="serving")
+    assert (scene.phase, scene.origin) == (Phase.SERVING, origin)
+    # A loss of later is noticed.
+    scene.greet("c", {C: 5}, claims={**claims, C: 6}, phase="serving")
+    assert scene.phase is Phase.BEHIND
+
+
 def test_it_catches_up_with_everybody_who_is_there() -> None:
     scene = behind()
     scene.tick()

@@ -339,6 +339,58 @@ def test_a_schema_larger_than_a_mebibyte_is_refused() -> None:
     assert written(SCHEMA, b'{"schema": "\\ud800"}') is None
 
 
+GIVEN = """use expiration
+// at night
+caveat at_night(hour int, day string) { hour > 22 && day != "sun // day" }
+definition user {}
+definition doc {
+  relation viewer :user|user:* | user with at_night // who
+  permission view = viewer - editor
+}
+"""
+GIVEN_BACK = """use expiration
+
+// at night
+caveat at_night(day string, hour int) {
+\thour > 22 && day != "sun // day"
+}
+
+definition doc {
+\trelation viewer: user | user:* | user with at_night
+
+\t// who
+\tpermission view = viewer - editor
+}
+
+definition user {}"""
+
+
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        (GIVEN, True),
+        (GIVEN_BACK, True),
+        (GIVEN_BACK.replace("hour int", "hour uint"), False),
+        (GIVEN_BACK.replace("sun // day", "sun / day"), False),
+        (GIVEN_BACK.replace("viewer - editor", "editor - viewer"), False),
+        (GIVEN_BACK.replace("definition user {}", "definition users {}"), False),
+        (GIVEN_BACK.replace("use expiration", ""), False),
+        (GIVEN_BACK + "\ndefinition more {}", False),
+        ("", False),
+    ],
+)
+def test_a_schema_is_the_same_however_it_is_written(other: str, is_same: bool) -> None:
+    assert DIALECT.is_same_schema(GIVEN, other) is is_same
+    assert DIALECT.is_same_schema(other, GIVEN) is is_same
+
+
+def test_a_tuple_of_another_tenant_is_not_written() -> None:
+    with pytest.raises(Refused, match="no place for the tenant acme") as caught:
+        DIALECT.apply("acme", [Change(Operation.INSERT, TUPLE._replace(tenant="acme"))])
+    assert caught.value.code == "cannot_carry"
+    assert DIALECT.tenants == ("default",)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "schema"),
     [

@@ -1,0 +1,22 @@
+-- shown: proxy mode: some tuples as they are here, and whether the database is known to have them so.
+--
+-- KEYS 1 meta    hash
+-- ARGV 1 known   highest timestamp this process knows to be stored
+-- ARGV 2… names  member#field
+-- REPLY  outcome "some" | "lost", then per tuple its state, "" for none, and "1" if the database may have
+--                something else for a reason: it is yet to be told, a write is under way, or it refuses
+--
+-- @include dirty
+-- @include keys
+-- @include node
+if not node.read(ARGV[1]) then return { 'lost' } end
+local reply = { 'some' }
+for i = 2, #ARGV do
+  local name = ARGV[i]
+  local member, field = string.match(name, '^([^#]*)#(.*)$')
+  local waits = redis.call('ZSCORE', keys.dirty, name) or dirty.is_intended(name)
+    or redis.call('HEXISTS', keys.held, name) == 1
+  reply[#reply + 1] = redis.call('HGET', keys.stored(member), field) or ''
+  reply[#reply + 1] = waits and '1' or ''
+end
+return reply
