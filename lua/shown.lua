@@ -7,16 +7,12 @@
 --                something else for a reason: it is yet to be told, a write is under way, or it refuses
 --
 -- @include dirty
--- @include keys
 -- @include node
 if not node.read(ARGV[1]) then return { 'lost' } end
 local reply = { 'some' }
 for i = 2, #ARGV do
   local name = ARGV[i]
-  local member, field = string.match(name, '^([^#]*)#(.*)$')
-  local waits = redis.call('ZSCORE', keys.dirty, name) or dirty.is_intended(name)
-    or redis.call('HEXISTS', keys.held, name) == 1
-  reply[#reply + 1] = redis.call('HGET', keys.stored(member), field) or ''
-  reply[#reply + 1] = waits and '1' or ''
+  reply[#reply + 1] = dirty.text(name) or ''
+  reply[#reply + 1] = (dirty.is_intended(name) or not dirty.is_told(name)) and '1' or ''
 end
 return reply

@@ -227,20 +227,20 @@ def _settled(world: World, both: list[Front]) -> dict[str, Payload]:
     told: dict[str, Any] = {}
 
     def is_settled() -> bool:
+        told["vectors"] = [one.node.vector for one in both]
+        if not world.is_settled():
+            return False
         told["left over"] = [_left_over(one) for one in both]
-        if any(any(one.values()) for one in told["left over"]) or not world.is_settled():
-            return False
-        told["stored"] = [_stored(one) for one in both]
-        told["shown"] = [_shown(one) for one in both]
-        # Nothing is on its way, so this is how it stays.
-        if any(any(_left_over(one).values()) for one in both):
-            return False
-        first, *others = told["stored"] + told["shown"]
-        assert all(one == first for one in others), _differences(told)
-        return True
+        is_idle = not any(any(one.values()) for one in told["left over"])
+        # Nothing was committed or merged since, so nothing was left over by that: it stays so.
+        return is_idle and [one.node.vector for one in both] == told["vectors"]
 
     wait_until(is_settled, lambda: f"everything is settled: {told}", 30)
-    return dict(told["stored"][0])
+    told["stored"] = [_stored(one) for one in both]
+    told["shown"] = [_shown(one) for one in both]
+    first, *others = told["stored"] + told["shown"]
+    assert all(one == first for one in others), _differences(told)
+    return dict(first)
 
 
 def _differences(told: dict[str, Any]) -> str:

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, cast
 
-from multidict import CIMultiDict
-
 from sidecar.core.relationship import Change, Identity, Operation, Relationship
 from sidecar.dialects.dialect import (
     Ask,
@@ -172,7 +170,7 @@ def _change(row: list[Any]) -> Change:
 
 
 def _answer(status: int, body: bytes = b"") -> Answer:
-    return Answer(status, CIMultiDict(), body)
+    return Answer(status, None, [], body)
 
 
 class Stand:
