@@ -368,7 +368,8 @@ class Node:
         wait_until_gone(family)
 
     def kill_valkey(self) -> None:
-        """kill -9 of the embedded Valkey alone."""
+        """kill -9 of the embedded Valkey alone, once there is one."""
+        wait_until(lambda: self.valkey_pid, f"{self.name} has a Valkey")
         pid = self.valkey_pid
         os.kill(pid, signal.SIGKILL)
         wait_until_gone([pid])

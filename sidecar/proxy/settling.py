@@ -162,7 +162,7 @@ def found_done(
             # A database gives a schema back in other words than it was given.
             if found is not None and schema_text(found) != intent.schema:
                 done.append(Change(Operation.INSERT, found))
-                is_proven = True
+                is_proven = is_proven or one.is_sure
         elif is_so(one.change, present):
             done.append(one.change)
             is_proven = is_proven or _is_proof(one)

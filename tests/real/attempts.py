@@ -4,6 +4,7 @@ A write of unknown outcome may be carried out at any later time, or never; one t
 was carried out between its beginning and its answer, and what was written before it began is gone.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -45,17 +46,18 @@ class Attempt:
         )
 
 
-def violations(attempts: Sequence[Attempt], found: Mapping[str, Payload]) -> Iterator[str]:
-    """What cannot have come of these attempts, in words. What nobody wrote is not there."""
+def violations(
+    before: Mapping[str, Payload], attempts: Sequence[Attempt], found: Mapping[str, Payload]
+) -> Iterator[str]:
+    """What cannot have come of these attempts, in words."""
     effective = [one for one in attempts if one.outcome is not Outcome.NOTHING]
-    names = {name for one in effective for name in one.made} | found.keys()
+    names = {name for one in effective for name in one.made} | found.keys() | before.keys()
+    there = {name: before.get(name) for name in names}
+    effective.append(Attempt(-math.inf, -math.inf, Outcome.DONE, there, "before"))
     for name in sorted(names):
         of_it = [one for one in effective if name in one.made]
         payload = found.get(name)
         wrote = [one for one in of_it if one.made[name] == payload]
-        exact = [one for one in of_it if one.is_exact and one.outcome is Outcome.DONE]
-        if payload is None and not exact:
-            continue
         if not wrote:
             yield f"{name} is {_spelled(payload)}, which nobody made of it:{_story(of_it, name)}"
         elif all(any(later.overwrites(one, name) for later in of_it) for one in wrote):

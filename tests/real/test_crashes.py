@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -28,9 +29,13 @@ GRACE_S = 1.0
 LATE_MS = 500
 WRITERS = 2
 ROUNDS = 2
+ENOUGH = 30
+"""So many writes are done after each crash."""
+
 DOCUMENTS, SUBJECTS = 2, 2
 WRITE_PATH, DELETE_PATH = "/v1/relationships/write", "/v1/relationships/delete"
-READ_PATH = "/v1/relationships/read"
+READ_PATH, SCHEMA_PATH = "/v1/relationships/read", "/v1/schema/write"
+THE_SCHEMA = "the schema"
 FAULTS = ("drop_before", "drop_after", "late", "delay", "unavailable")
 
 Pair = tuple[World, list[Front]]
@@ -47,6 +52,10 @@ def pair(spicedb_is_here: None) -> Iterator[Pair]:
         both[0].write_schema(SCHEMA)
         wait_until(lambda: _schema_of(both[1]), "the schema has arrived")
         yield world, both
+
+
+def _schema(extra: str) -> str:
+    return f"{SCHEMA}\n// This comes and goes.\ndefinition {extra} {{}}\n"
 
 
 def _order_file(one: Front) -> Any:
@@ -71,7 +80,10 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         while not self._end.is_set():
-            if self._dice.random() < 0.1:
+            kind = self._dice.random()
+            if kind < 0.02:
+                self._write_schema()
+            elif kind < 0.12:
                 self._delete_matching()
             else:
                 self._write()
@@ -80,6 +92,11 @@ class Writer(threading.Thread):
 
     def _document(self) -> str:
         return f"s{self._seed}-{self._dice.randrange(DOCUMENTS)}"
+
+    def _write_schema(self) -> None:
+        self._count += 1
+        name = f"extra_{self._seed}_{self._number}_{self._count}"
+        self._attempt(SCHEMA_PATH, {"schema": _schema(name)}, {THE_SCHEMA: name})
 
     def _delete_matching(self) -> None:
         document = self._document()
@@ -110,12 +127,10 @@ class Writer(threading.Thread):
             return update, None
         # Nobody else writes this payload: the end tells whose write stands.
         self._count += 1
-        payload = f"{self._number}.{self._count}"
-        update["relationship"]["optionalCaveat"] = {
-            "caveatName": "at_night",
-            "context": {"hour": self._number * 100_000 + self._count},
-        }
-        return update, f"at_night {self._number * 100_000 + self._count}" if payload else None
+        hour = self._number * 100_000 + self._count
+        caveat = {"caveatName": "at_night", "context": {"hour": hour}}
+        update["relationship"]["optionalCaveat"] = caveat
+        return update, f"at_night {hour}"
 
     def _attempt(
         self, path: str, body: object, made: dict[str, Payload], *, is_exact: bool = True
@@ -145,7 +160,7 @@ def _outcome(answer: Answer) -> Outcome:
 
 def _order_faults(dice: random.Random, one: Front) -> None:
     for _ in range(dice.randrange(4)):
-        path = dice.choice((WRITE_PATH, WRITE_PATH, WRITE_PATH, DELETE_PATH, READ_PATH))
+        path = dice.choice((*[WRITE_PATH] * 4, DELETE_PATH, READ_PATH, SCHEMA_PATH))
         kind = dice.choice(FAULTS)
         if path == READ_PATH and kind == "late":
             kind = "delay"
@@ -153,8 +168,11 @@ def _order_faults(dice: random.Random, one: Front) -> None:
 
 
 def _crash(dice: random.Random, one: Front) -> str:
-    """Have a sidecar die somewhere, or be killed after a while; it is gone then."""
+    """Have a sidecar die somewhere, or be killed after a while, or its Redis alone; how."""
     node, file = one.node, _order_file(one)
+    if dice.random() < 0.2:
+        node.kill_valkey()
+        return "kill -9 of Redis alone"
     point = dice.choice([*POINTS, "send", "send", "commit", "tell"])
     order = Order(
         point, dice.choice(MOMENTS), dice.choice((1, 1, 2, 5)), round(dice.uniform(0, 8), 1)
@@ -182,7 +200,7 @@ def _stored(one: Front) -> dict[str, Payload]:
         "consistency": {"fullyConsistent": True},
         "relationshipFilter": {"resourceType": "document"},
     }
-    found: dict[str, Payload] = {}
+    found: dict[str, Payload] = {THE_SCHEMA: _extra_in(_schema_of(one))}
     for line in one.database.lines(READ_PATH, body):
         there = line["relationship"]
         name = (
@@ -193,10 +211,16 @@ def _stored(one: Front) -> dict[str, Payload]:
     return found
 
 
+def _extra_in(schema: str) -> str | None:
+    extra = re.search(r"extra_\w+", schema)
+    return extra and extra[0]
+
+
 def _shown(one: Front) -> dict[str, Payload]:
-    found: dict[str, Payload] = {}
+    found: dict[str, Payload] = {THE_SCHEMA: None}
     for there in one.node.relationships():
         if not there["resource"].startswith("document:"):
+            found[THE_SCHEMA] = _extra_in(there["condition"])
             continue
         name = f"{there['resource']} {there['relation']} {there['subject']}"
         condition = there.get("condition")
@@ -262,6 +286,7 @@ def _differences(told: dict[str, Any]) -> str:
 
 def run(seed: int, pair: Pair) -> None:
     world, both = pair
+    before = _stored(both[0])
     dice = random.Random(seed)
     stop = threading.Event()
     writers = [
@@ -278,7 +303,11 @@ def run(seed: int, pair: Pair) -> None:
                 _order_faults(dice, one)
             one = dice.choice(both)
             story.append(f"{time.monotonic():.4f} {one.node.name}: {_crash(dice, one)}")
-            one.node.start()
+            if not one.node.is_running:
+                one.node.begin()
+            one.node.wait_until_serving()
+            enough = _done(writers) + ENOUGH
+            wait_until(lambda: _done(writers) >= enough, "the writers go on")  # noqa: B023
     finally:
         stop.set()
         for writer in writers:
@@ -287,15 +316,13 @@ def run(seed: int, pair: Pair) -> None:
         one.database.reset()
     print(f"seed {seed}; again with SEED={seed}; crashes: {story}")
     attempts = [attempt for writer in writers for attempt in writer.attempts]
-    found = {
-        name: payload
-        for name, payload in _settled(world, both).items()
-        if name.startswith(f"document:s{seed}-")
-    }
-    broken = list(violations(attempts, found))
+    broken = list(violations(before, attempts, _settled(world, both)))
     assert not broken, "\n".join(broken)
-    done = sum(one.outcome is Outcome.DONE for one in attempts)
-    print(f"{done} of {len(attempts)} done")
+    print(f"{_done(writers)} of {len(attempts)} done")
+
+
+def _done(writers: list[Writer]) -> int:
+    return sum(one.outcome is Outcome.DONE for each in writers for one in tuple(each.attempts))
 
 
 def _first_seed() -> int:
