@@ -20,6 +20,7 @@ for i = 3, #ARGV, 3 do
     gone = gone + redis.call('ZREM', keys.dirty, name)
     if reason == '' then
       redis.call('HDEL', keys.held, name)
+      dirty.has(name)
     else
       redis.call('HSET', keys.held, name, cjson.encode({ reason = reason, since = ARGV[2] }))
     end

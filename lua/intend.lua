@@ -6,6 +6,7 @@
 -- ARGV 3 id        name of the intent, never used before
 -- ARGV 4 body      `"tenant":"…","changes":[…]}`, as the write script takes it
 -- ARGV 5 before    the schema that the database has now, where it is going to be written, else ""
+-- ARGV 6 filter    "1": these are what a filter matches now, and the database is given the filter
 -- REPLY  outcome   "noted" | "behind" | "fenced" | "lost", then with "fenced" the region that is the
 --                  primary, "" while writes are held
 -- ERRORS BADWRITE  the body is malformed; nothing was written
@@ -24,7 +25,8 @@ if self.fenced then return { 'fenced', self.fenced } end
 local ok, body = pcall(cjson.decode, '{' .. ARGV[4])
 if not ok then return redis.error_reply('BADWRITE body is not JSON') end
 local changes, wrong = transaction.changes(body.changes)
-if not changes or not changes[1] then
+local is_filter = ARGV[6] == '1'
+if not changes or not (changes[1] or is_filter) then
   return redis.error_reply('BADWRITE ' .. (wrong or 'no change'))
 end
 
@@ -39,8 +41,10 @@ for index, change in ipairs(changes) do
   sure[index] = dirty.is_told(names[index])
   redis.call('HINCRBY', keys.intended, names[index], 1)
 end
+if is_filter then redis.call('HINCRBY', keys.intended, dirty.filters, 1) end
 redis.call('HSET', keys.intents, ARGV[3], cjson.encode({
   tenant = body.tenant, at = ARGV[1], revision = number.text(self.clock), before = ARGV[5],
+  filter = is_filter,
   names = names, seen = seen, was = was, sure = sure, changes = body.changes,
 }))
 return { 'noted', '' }

@@ -7,14 +7,10 @@
 -- REPLY  outcome "closed" | "absent" | "lost"
 -- FLAGS  allow-oom
 --
--- @include dirty
 -- @include intents
 -- @include node
 if not node.read(ARGV[1]) then return { 'lost' } end
 local intent = intents.open(ARGV[2])
 if not intent then return { 'absent' } end
-intents.close(intent)
-if ARGV[3] == '1' then
-  for _, name in ipairs(intent.names) do dirty.again(name, 0) end
-end
+intents.close(intent, ARGV[3] == '1')
 return { 'closed' }

@@ -90,7 +90,7 @@ local function commit(write)
   end
   local seen = {}
   if intended then
-    intents.close(intended)
+    intents.close(intended, write.guard.late)
     if not write.guard.late then seen = intents.seen(intended) end
   end
   local previous = self.vector[self.origin]
@@ -113,11 +113,10 @@ local function commit(write)
     if above then beyond[#beyond + 1] = '"' .. index .. '":' .. node.vector_json(above) end
     if self.exposed then undo.note(write.tenant, change, old) end
     -- What came in between the intent and this may have reached the database as well.
-    local is_applied = seen[dirty.name(write.tenant, change)] == dirty.version(old)
+    local name = dirty.name(write.tenant, change)
+    local is_applied = seen[name] == dirty.version(old)
+    if is_applied then dirty.has(name) end
     tuples.write(write.tenant, change, old, new, is_applied)
-  end
-  if intended and write.guard.late then
-    for _, name in ipairs(intended.names) do dirty.again(name, 0) end
   end
   self.vector[self.origin] = at
   local extra = ''

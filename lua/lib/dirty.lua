@@ -1,7 +1,8 @@
 -- dirty: proxy mode: the tuples whose winner the database may not have. `dirty`: member#field, by the
 -- revision at which it was first marked; `intended`: how many open intents a tuple is in; `again`:
 -- tuples that are to be told once more, by the wall clock from when on, whatever the database says
--- before; `telling`: those that the database is being told.
+-- before; `telling`: those that the database is being told; `beside`: those that it was made to have
+-- while a deletion by filter was open, which may come late and take them along.
 -- @include keys
 -- @include number
 -- @include state
@@ -29,6 +30,15 @@ do
     local before = redis.call('ZSCORE', keys.again, name)
     if not before or tonumber(before) < at_us then
       redis.call('ZADD', keys.again, number.text(at_us), name)
+    end
+  end
+
+  -- Under this name, which no tuple has, `intended` counts the open deletions by filter.
+  dirty.filters = '*'
+
+  function dirty.has(name)
+    if redis.call('HEXISTS', keys.intended, dirty.filters) == 1 then
+      redis.call('SADD', keys.beside, name)
     end
   end
 

@@ -24,6 +24,7 @@ do
   keys.intended = base .. 'intended'
   keys.again = base .. 'again'
   keys.telling = base .. 'telling'
+  keys.beside = base .. 'beside'
 
   function keys.tuples(tenant, resource) return base .. 't:' .. tenant .. '/' .. resource end
   function keys.subject(tenant, subject) return base .. 's:' .. tenant .. '/' .. subject end

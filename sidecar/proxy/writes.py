@@ -54,7 +54,9 @@ class Writes:
                 changes = [Change(Operation.DELETE, one) for one in found.values()]
             elif _is_of_schema(write):
                 schema = await behind.looking.schema()
-            parts = [changes[i : i + MOST_CHANGES] for i in range(0, len(changes), MOST_CHANGES)]
+            # Also a filter that matches nothing is noted: it may come late, and match something.
+            starts = range(0, len(changes) or 1, MOST_CHANGES)
+            parts = [changes[start : start + MOST_CHANGES] for start in starts]
             intents = [behind.settling.begin() for _ in parts]
             try:
                 await self._note(behind, write, intents, parts, schema)
@@ -72,7 +74,9 @@ class Writes:
     ) -> None:
         try:
             for intent, part in zip(intents, parts, strict=True):
-                await behind.store.intend(intent, write.tenant, part, schema)
+                await behind.store.intend(
+                    intent, write.tenant, part, schema, is_filter=write.matching is not None
+                )
         except SidecarError:
             await _withdraw(behind, intents)
             raise

@@ -132,11 +132,18 @@ class ProxyStore(RedisStore):
     # -- writes of applications -------------------------------------------------------------------
 
     async def intend(
-        self, name: str, tenant: str, changes: Sequence[Change], schema: str = ""
+        self,
+        name: str,
+        tenant: str,
+        changes: Sequence[Change],
+        schema: str = "",
+        *,
+        is_filter: bool = False,
     ) -> None:
         """Note a write under a new name. Raises what `write` raises; it may be noted all the same.
 
-        schema: that the database has now, where it is to be written.
+        schema: that the database has now, where it is to be written. is_filter: the changes are
+        what a filter matches now; what is written meanwhile it may match as well.
         """
         self._refuse_applications()
         self.check_fence()
@@ -145,7 +152,8 @@ class ProxyStore(RedisStore):
         if self._memory.is_full:
             raise store_full(self.full_because)
         self._touch(change.relationship.identity for change in changes)
-        args = (self._now_us(), self._clock, name, encode_body(tenant, changes), schema)
+        body, filter_ = encode_body(tenant, changes), "1" if is_filter else ""
+        args = (self._now_us(), self._clock, name, body, schema, filter_)
         outcome, primary = await self._ask(self._reader(), "intend", *args)
         if outcome == b"behind":
             raise self._refusal() or self._lost()

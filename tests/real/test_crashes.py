@@ -234,14 +234,15 @@ def _left_over(one: Front) -> dict[str, int]:
     """What is noted in Redis and not worked off, and what the database has not executed yet."""
     keys = Keys("sidecar")
     intended = keys.intents.replace("intents", "intended")
-    again = keys.intents.replace("intents", "again")
+    beside = keys.intents.replace("intents", "beside")
     with one.node.store() as call:
         return {
             "intents": int(call("HLEN", keys.intents)),
             "intended": int(call("HLEN", intended)),
             "dirty": int(call("ZCARD", keys.dirty)),
             "held": int(call("HLEN", keys.held)),
-            "again": int(call("ZCARD", again)),
+            "again": int(call("ZCARD", keys.again)),
+            "beside": int(call("SCARD", beside)),
             "late": one.database.late,
         }
 

@@ -1,12 +1,11 @@
 """Writes in front of a database, whatever becomes of them on the way: what is settled, and how."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from sidecar.core.relationship import Change
 from sidecar.errors import SidecarError, Unavailable
 from sidecar.proxy import applier, settling
 from sidecar.proxy.database import NotSent
@@ -42,10 +41,8 @@ class Flaky(ProxyStore):
         self.lost.remove(fault)
         return True
 
-    async def intend(
-        self, name: str, tenant: str, changes: Sequence[Change], schema: str = ""
-    ) -> None:
-        await super().intend(name, tenant, changes, schema)
+    async def intend(self, *args: Any, **options: Any) -> None:
+        await super().intend(*args, **options)
         if self._meets("intend"):
             raise Unavailable("outcome_unknown", "the answer was lost")
 
@@ -177,6 +174,29 @@ async def test_an_acknowledged_deletion_stands_although_an_older_write_comes_lat
     assert (await stand.write(f"-{ONE}"))[0].status == 200
     stand.shelf.carry_out_late()
     assert await stand.agrees() == [TWO]
+
+
+@pytest.mark.parametrize("is_held_up", [False, True])
+@pytest.mark.parametrize("before", [[], ["+doc:1 viewer user:b"]])
+async def test_a_deletion_by_filter_that_comes_late_takes_nothing_new_along(
+    stand: Stand, before: list[str], is_held_up: bool
+) -> None:
+    for text in before:
+        await stand.write(text)
+    stand.shelf.meet("/delete", "late")
+    with pytest.raises(Unavailable):
+        await stand.delete(resource="doc:1")
+    await stand.write(f"+{ONE}")
+    if is_held_up:
+        await stand.node.write("+doc:1 viewer user:c")
+        await until(lambda: _has(stand, "doc:1 viewer user:c"))
+    stand.shelf.carry_out_late()
+    assert stand.shelf.held == []
+    assert await stand.agrees() == [ONE, *["doc:1 viewer user:c"] * is_held_up]
+
+
+async def _has(stand: Stand, text: str) -> bool:
+    return text in stand.shelf.held
 
 
 async def test_what_another_write_did_is_no_proof(stand: Stand) -> None:
