@@ -210,8 +210,7 @@ def test_applications_write_meanwhile(alone: Front) -> None:
     with meanwhile(write):
         runs = 0
         while runs < 3 or len(last) <= 20:
-            done = adopted(alone, "?deletions=1")
-            assert done["waiting"] == 0
+            adopted(alone, "?deletions=1")
             runs += 1
     wait_until_told(alone)
     here = set(alone.shown())

@@ -151,8 +151,13 @@ def test_the_answer_is_that_of_the_database(pair: tuple[Front, Front], name: str
     passed, direct = ask(here.node.app_port, raw), ask(here.database.port, raw)
     assert passed.line == direct.line
     assert end_to_end(without_date(passed)) == end_to_end(without_date(direct))
-    assert TOKEN.sub(rb'\1"', passed.body) == TOKEN.sub(rb'\1"', direct.body)
+    assert lines_of(passed) == lines_of(direct)
     assert passed.one("X-Served-By") == f"{here.node.region}/{here.node.name}".encode()
+
+
+def lines_of(message: Message) -> list[bytes]:
+    """Without tokens, which differ; SpiceDB streams subjects in any order."""
+    return sorted(TOKEN.sub(rb'\1"', message.body).splitlines(keepends=True))
 
 
 def without_date(message: Message) -> Message:
