@@ -20,7 +20,7 @@ from tests.real.attempts import Attempt, Outcome, Payload, violations
 from tests.real.crashing import MOMENTS, POINTS, Order
 from tests.real.proxied import SCHEMA, Front, fronts, update_of
 from tests.waiting import wait_until
-from tests.world import Answer, World
+from tests.world import LIST, Answer, World
 
 pytestmark = pytest.mark.usefixtures("spicedb_is_here")
 
@@ -252,6 +252,9 @@ def _settled(world: World, both: list[Front]) -> dict[str, Payload]:
     told: dict[str, Any] = {}
 
     def is_settled() -> bool:
+        # Redis may have been killed just now.
+        if not all(one.node.post_here(LIST, {"limit": 1}).status == 200 for one in both):
+            return False
         told["vectors"] = [one.node.vector for one in both]
         if not world.is_settled():
             return False
@@ -287,7 +290,7 @@ def _differences(told: dict[str, Any]) -> str:
 
 def run(seed: int, pair: Pair) -> None:
     world, both = pair
-    before = _stored(both[0])
+    before = _settled(world, both)
     dice = random.Random(seed)
     stop = threading.Event()
     writers = [
