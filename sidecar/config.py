@@ -24,7 +24,6 @@ from sidecar.settings import (
     ENVIRON,
     ENVIRONMENT,
     FILE,
-    Address,
     Agent,
     Config,
     DatabaseSettings,
@@ -37,6 +36,7 @@ from sidecar.settings import (
     first_node,
     resolve_node,
 )
+from sidecar.values import Address
 
 __all__ = [
     "Address",

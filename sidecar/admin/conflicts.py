@@ -8,8 +8,9 @@ from heapq import merge
 from itertools import islice
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
+from sidecar.admin.calls import add_routes, limit_of
 from sidecar.api.answers import Answers, compact
 from sidecar.core.relationship import check_resource, format_expires_at
 from sidecar.errors import Refused
@@ -38,13 +39,12 @@ class ConflictLog:
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, with JSON also for what aiohttp would answer in plain text."""
-        app.router.add_get(PATH, self._answers.guarded(self._list))
-        app.router.add_route(hdrs.METH_ANY, PATH, self._answers.guarded(self._refuse_method))
+        add_routes(app, self._answers, [("GET", PATH, self._list)])
 
     async def _list(self, request: web.Request) -> web.Response:
         """A page of the log: `limit`, `after`, `newer_than` and `resource` are optional."""
         given = _parameters(request)
-        limit = _limit_of(given.get("limit"))
+        limit = limit_of(given.get("limit"), DEFAULT_LIMIT, MAX_LIMIT)
         after, newer_than, resource = map(given.get, ("after", "newer_than", "resource"))
         for cursor in (after, newer_than):
             if cursor is not None:
@@ -77,10 +77,6 @@ class ConflictLog:
         logs = [await store.conflicts(after, STRIDE, newer_than) for store in self._stores]
         newest_first = merge(*logs, key=place_of, reverse=True)
         return list(islice(newest_first, STRIDE))
-
-    async def _refuse_method(self, request: web.Request) -> web.Response:
-        message = f"{PATH} takes GET, HEAD, not {request.method}"
-        return self._answers.http(405, message, {"Allow": "GET, HEAD"})
 
 
 def conflict_json(entry: Entry) -> str:
@@ -137,12 +133,3 @@ def _parameters(request: web.Request) -> dict[str, str]:
         if len(given.getall(name)) > 1:
             raise Refused("invalid_request", f"{name} is given more than once")
     return dict(given)
-
-
-def _limit_of(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_LIMIT
-    limit = int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else 0
-    if not 1 <= limit <= MAX_LIMIT:
-        raise Refused("invalid_request", f"limit is a whole number from 1 to {MAX_LIMIT}")
-    return limit

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Final, Protocol
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
+from sidecar.admin.calls import add_routes, limit_of
 from sidecar.api.answers import Answers, Route, compact
 from sidecar.core.relationship import format_expires_at
 from sidecar.errors import Broken, Refused, SidecarError
@@ -55,14 +56,7 @@ class DatabaseCalls:
             ("GET", HELD, self._held),
             ("POST", RELEASE, self._release),
         )
-        for method, path, route in routes:
-            guarded = self._answers.guarded(route)
-            if method == "GET":
-                app.router.add_get(path, guarded)  # and HEAD
-            else:
-                app.router.add_post(path, guarded)
-            refuse = self._refuse_method(path, "GET, HEAD" if method == "GET" else method)
-            app.router.add_route(hdrs.METH_ANY, path, self._answers.guarded(refuse))
+        add_routes(app, self._answers, routes)
 
     async def status(self) -> dict[str, object] | None:
         """How the database does; None where there is none."""
@@ -104,7 +98,7 @@ class DatabaseCalls:
 
     async def _held(self, request: web.Request) -> web.Response:
         """What the database refuses, with the reasons; `?limit=` at most so many."""
-        limit = _limit(request.query.get("limit"))
+        limit = limit_of(request.query.get("limit"), DEFAULT_LIMIT, MAX_LIMIT)
         return self._answers.json(
             compact({"held": held_rows(await self._there().held(limit))[:limit]})
         )
@@ -122,13 +116,6 @@ class DatabaseCalls:
                 409,
             )
         return self._database
-
-    def _refuse_method(self, path: str, allowed: str) -> Route:
-        async def route(request: web.Request) -> web.Response:
-            message = f"{path} takes {allowed}, not {request.method}"
-            return self._answers.http(405, message, {"Allow": allowed})
-
-        return route
 
 
 class _Lines:
@@ -182,12 +169,3 @@ def _flag(request: web.Request, name: str) -> bool:
     if text not in {"0", "1"}:
         raise Refused("invalid_request", f"{name} is 0 or 1, not {text[:40]!r}")
     return text == "1"
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_LIMIT
-    limit = int(text) if text.isascii() and text.isdigit() and len(text) <= 6 else 0
-    if not 1 <= limit <= MAX_LIMIT:
-        raise Refused("invalid_request", f"limit is a whole number from 1 to {MAX_LIMIT}")
-    return limit

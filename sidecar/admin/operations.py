@@ -9,8 +9,9 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
+from sidecar.admin.calls import add_routes
 from sidecar.agent.primacy import Primacy
 from sidecar.agent.probe import Probes
 from sidecar.agent.ship import Shipping, Target
@@ -71,14 +72,7 @@ class Operations:
             ("POST", DROP, self._drop),
             ("POST", PROMOTE, self._promote),
         )
-        for method, path, route in routes:
-            guarded = self._answers.guarded(route)
-            if method == "GET":
-                app.router.add_get(path, guarded)  # and HEAD
-            else:
-                app.router.add_post(path, guarded)
-            refuse = self._refuse_method(path, "GET, HEAD" if method == "GET" else method)
-            app.router.add_route(hdrs.METH_ANY, path, self._answers.guarded(refuse))
+        add_routes(app, self._answers, routes)
 
     # -- looking ----------------------------------------------------------------------------------
 
@@ -164,13 +158,6 @@ class Operations:
             extra={"origin": origin, "timestamp": timestamp},
         )
         return self._answers.json(compact({"dropped": {"origin": origin, "timestamp": timestamp}}))
-
-    def _refuse_method(self, path: str, allowed: str) -> Route:
-        async def route(request: web.Request) -> web.Response:
-            message = f"{path} takes {allowed}, not {request.method}"
-            return self._answers.http(405, message, {"Allow": allowed})
-
-        return route
 
 
 async def _status_of(one: Partition) -> dict[str, object]:

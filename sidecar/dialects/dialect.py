@@ -101,14 +101,12 @@ class Dialect(ABC):
     """What applications ask of one kind of database, made for one region. All methods are pure.
 
     name: as in the configuration. proven: what it has been run against, in words for /health.
-    health_path: a GET that answers below 500 while the database serves. replicates: whether it is a
-    `ReplicatedDialect`.
+    health_path: a GET that answers below 500 while the database serves.
     """
 
     name: ClassVar[str]
     proven: ClassVar[str]
     health_path: ClassVar[str]
-    replicates: ClassVar[bool] = False
 
     @abstractmethod
     def call_of(self, method: str, path: str) -> Call | None:
@@ -151,7 +149,6 @@ class ReplicatedDialect(Dialect):
     """
 
     most_changes: ClassVar[int]
-    replicates: ClassVar[bool] = True
 
     @property
     def tenants(self) -> Sequence[str]:

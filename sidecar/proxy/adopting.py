@@ -159,14 +159,12 @@ class Adopting:
             bucket = bucket_of(tenant, one.resource)
             sums[bucket] = (sums[bucket] + tuple_hash(one.identity)) % SUM
         here = await self.behind.store.shown([one.identity for one in there])
-        differing: dict[Identity, Relationship] = {}
-        for one, shown in zip(there, here, strict=True):
-            if not self._differs(one, shown):
-                continue
-            if shown.is_waiting:
-                self.found.waiting += 1
-            else:
-                differing[one.identity] = one
+        # Which of them wait is asked when no write is under way.
+        differing = {
+            one.identity: one
+            for one, shown in zip(there, here, strict=True)
+            if self._differs(one, shown)
+        }
         await self._take_over(tenant, list(differing), _Seen(differing, touched))
 
     def _differs(self, there: Relationship, here: Here) -> bool:

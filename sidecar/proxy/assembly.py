@@ -215,7 +215,7 @@ class Proxy:
         return {
             "dialect": self.dialect.name,
             "proven": self.dialect.proven,
-            "replicates": self.dialect.replicates,
+            "replicates": isinstance(self.dialect, ReplicatedDialect),
         }
 
     def reasons(self) -> list[str]:

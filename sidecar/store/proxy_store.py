@@ -277,11 +277,7 @@ class ProxyStore(RedisStore):
 
     async def remark_all(self) -> int:
         """Have the database told everything, from the beginning; how many tuples."""
-        count = 0
-        for first in range(0, BUCKETS, REMARK_BUCKETS):
-            count += await self._remark(first)
-        await self._control.call("HDEL", self.keys.meta, "remark")
-        return count
+        return await self._remark_from(0)
 
     async def may_lack(self) -> bool:
         """Whether Redis has lost writes since the database was read the last time."""
@@ -300,9 +296,7 @@ class ProxyStore(RedisStore):
         text = await self._read("HGET", self.keys.meta, "remark")
         if text is None:
             return False
-        for first in range(int(text), BUCKETS, REMARK_BUCKETS):
-            await self._remark(first)
-        await self._control.call("HDEL", self.keys.meta, "remark")
+        await self._remark_from(int(text))
         return True
 
     # -- what is here, to be compared with the database --------------------------------------------
@@ -353,11 +347,15 @@ class ProxyStore(RedisStore):
         """Whether it would not be shown any more."""
         return one.expires_at is not None and one.expires_at <= self._now_us()
 
-    async def _remark(self, first: int) -> int:
-        last = min(first + REMARK_BUCKETS, BUCKETS) - 1
-        _, count = await self._ask(self._reader(), "remark", self._clock, first, last)
-        self.changed.set()
-        return int(count)
+    async def _remark_from(self, bucket: int) -> int:
+        count = 0
+        for first in range(bucket, BUCKETS, REMARK_BUCKETS):
+            last = min(first + REMARK_BUCKETS, BUCKETS) - 1
+            _, marked = await self._ask(self._reader(), "remark", self._clock, first, last)
+            self.changed.set()
+            count += int(marked)
+        await self._control.call("HDEL", self.keys.meta, "remark")
+        return count
 
 
 def _intent(name: str, text: bytes, moved: bytes, now_us: int) -> Intent:

@@ -143,13 +143,15 @@ def test_an_upload_passes_while_it_comes(plain: Front) -> None:
         assert client.answer().status == 200
 
 
-def test_large_bodies_are_not_kept_in_memory(plain: Front) -> None:
-    large = b"x" * (48 * MIB)
-    plain.database.on("/large", answer("200 OK", body=large))
-    plain.get("/large")
-    before = peak_bytes(plain)
-    assert len(plain.ask(request("PUT /large", "X-Test: 1", body=large)).body) == len(large)
-    assert peak_bytes(plain) - before < 20 * MIB
+def test_large_bodies_are_not_kept_in_memory() -> None:
+    large = b"x" * (100 * MIB)
+    # With the usual patience: the stand-in needs its time for that much.
+    with fronts("passthrough") as (front,):
+        front.database.on("/large", answer("200 OK", body=large))
+        front.get("/large")
+        before = peak_bytes(front)
+        assert len(front.ask(request("PUT /large", "X-Test: 1", body=large)).body) == len(large)
+        assert peak_bytes(front) - before < 20 * MIB
 
 
 def peak_bytes(front: Front) -> int:

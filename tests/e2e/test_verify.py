@@ -124,7 +124,9 @@ def test_each_damage_is_found_and_nothing_but_a_command_mends_it(world: World) -
     wait_until(lambda: damaged.metrics()[DAMAGED] == 2, "what is removed and what is added")
     wait_until(lambda: "gives no state transfers" in damaged.log, "it is in doubt")
     assert "gives no state transfers" not in healthy.log + other.log
-    assert healthy.log.count("stores something else") == 1, "said once"
+    # A walk that was under way found some of it, the next one all: each finding is said once.
+    told = [line.split(" ", 1)[1] for line in healthy.log.splitlines() if "something else" in line]
+    assert 1 <= len(told) == len(set(told)) <= 2, "each is said once"
     assert (stored(healthy), stored(other)) == before
 
     planned = verify(world, "--repair", "--from", healthy.name, "--dry-run", code=1)

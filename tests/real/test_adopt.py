@@ -210,7 +210,7 @@ def test_applications_write_meanwhile(alone: Front) -> None:
     with meanwhile(write):
         runs = 0
         while runs < 3 or len(last) <= 20:
-            adopted(alone, "?deletions=1")
+            assert adopted(alone, "?deletions=1")["waiting"] == 0
             runs += 1
     wait_until_told(alone)
     here = set(alone.shown())
