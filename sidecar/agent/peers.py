@@ -135,6 +135,8 @@ class Peers:
         # What others remember of this node, and nobody had any more when it had caught up.
         self._claimed: Vector = {}
         self._void: Vector = {}
+        # What each node had of the present incarnation when it was last heard.
+        self._more_of_me: dict[str, Vector] = {}
         self._announced: dict[str, int] = {}
         self._wall_us, self._max_ahead_us = wall_us, max_ahead_us
         self._primacy = primacy
@@ -272,6 +274,8 @@ class Peers:
         if told.phase in (Phase.SERVING, Phase.EXPOSED):
             # It has been told what it once had: it has it, or goes on without.
             self.rows.acknowledged_loss(node, _durable(head))
+        async with self._deciding:
+            await self._notice_loss(node, told)
 
     async def _hear_epoch(self, head: Mapping[str, object]) -> None:
         if self._primacy is not None:
@@ -317,13 +321,7 @@ class Peers:
             self._claimed = pointwise_max(self._claimed, claims)
             return
         if lacks:
-            once = pointwise_max(pointwise_max(claims, store.vector), store.behind)
-            self._claimed = pointwise_max(self._claimed, once)
-            await self.begin(once, known)
-            log.error(
-                "this node has lost what it once had; it serves nothing until it has caught up",
-                extra={"peer": node, "lacks": ", ".join(f"{o}@{t}" for o, t in lacks.items())},
-            )
+            await self._fall_behind(node, claims, lacks, known)
         elif is_reused or is_outdated:
             # What it wrote before is lost here: the places must not be used again.
             await self.begin(store.behind, known)
@@ -343,6 +341,29 @@ class Peers:
             elif store.phase is Phase.UNPROVEN:
                 # From now on it merges, and that cannot be undone.
                 await store.end_exposure()
+
+    async def _fall_behind(
+        self, node: str, claims: Vector, lacks: Vector, known: Collection[str]
+    ) -> None:
+        once = pointwise_max(pointwise_max(claims, self._store.vector), self._store.behind)
+        self._claimed = pointwise_max(self._claimed, once)
+        await self.begin(once, known)
+        log.error(
+            "this node has lost what it once had; it serves nothing until it has caught up",
+            extra={"peer": node, "lacks": ", ".join(f"{o}@{t}" for o, t in lacks.items())},
+        )
+
+    async def _notice_loss(self, node: str, told: Told) -> None:
+        """A peer that was greeted before it knew comes to have more of this node than is here.
+
+        It counts when it had it a heartbeat ago: the answer to a write may come after its way
+        around.
+        """
+        store = self._store
+        more = above(self._more_of_me.get(node, {}), store.vector)
+        self._more_of_me[node] = {o: t for o, t in told.vector.items() if o == store.origin}
+        if store.origin in more and store.phase is not Phase.BEHIND:
+            await self._fall_behind(node, more, more, told.vector)
 
     def _ahead_of(self, wall: object) -> int | None:
         if self._wall_us is None or not isinstance(wall, str):

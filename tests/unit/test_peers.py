@@ -254,6 +254,31 @@ def test_what_is_behind_stays_so_however_often_it_is_told() -> None:
     assert (scene.phase, scene.origin) == (Phase.BEHIND, origin)
 
 
+def test_a_loss_is_noticed_also_when_a_peer_hears_of_it_after_the_greeting() -> None:
+    """It had lost its own knowledge, and others have brought it meanwhile."""
+    scene = serving()
+    lost = (scene.store.vector[scene.origin] + 9, scene.origin)
+    scene.hear("b", {**scene.store.vector, B: 1, lost[1]: lost[0]}, phase="serving")
+    phases = [scene.phase]
+    scene.hear("b", {**scene.store.vector, B: 1, lost[1]: lost[0]}, phase="serving")
+    phases.append(scene.phase)
+    # The answer to a write may come after its way around: not at once.
+    assert phases == [Phase.SERVING, Phase.BEHIND]
+    assert scene.store.behind[lost[1]] == lost[0]
+    assert scene.origin > lost[1]
+
+
+def test_a_write_that_a_peer_has_before_its_writer_knows_is_no_loss() -> None:
+    scene = serving()
+    written = scene.write()
+    before = {**scene.store.vector, written[1]: written[0] + 1}
+    scene.hear("b", before, phase="serving")
+    later = scene.write()
+    assert later[0] > written[0]
+    scene.hear("b", {**scene.store.vector, B: 1}, phase="serving")
+    assert (scene.phase, scene.origin) == (Phase.SERVING, written[1])
+
+
 def test_a_peer_that_knows_a_newer_incarnation_of_this_node_makes_it_begin_a_newer_one() -> None:
     """This one is from a copy that is older than the other."""
     scene = serving()
