@@ -1,0 +1,132 @@
+"""The commands that ask an admin listener: status, conflicts, accept-loss, promote, parked."""
+
+from typing import Annotated
+
+import typer
+
+from sidecar.cli.common import ADMIN_URL, AdminOption, JsonOption, complain, one_line, run_here
+
+commands = typer.Typer()
+
+
+@commands.command()
+def conflicts(
+    url: AdminOption = ADMIN_URL,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on with what comes, until Ctrl-C.")
+    ] = False,
+    resource: Annotated[
+        str | None, typer.Option("--resource", help="Only of this resource, TYPE:ID.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")] = 100,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show the conflicts that merges on a node met, newest first; with --follow newest last."""
+    with one_line():
+        from sidecar.asking import tell_lines
+        from sidecar.conflicts import ConflictTable, show_conflicts
+
+        tell = tell_lines if as_json else ConflictTable().tell
+        run_here(
+            show_conflicts(
+                url, resource=resource, limit=limit, is_following=follow, tell=tell, warn=complain
+            )
+        )
+
+
+@commands.command()
+def status(url: AdminOption = ADMIN_URL, as_json: JsonOption = False) -> None:
+    """Show how a node does: its phase, what it has, what it waits for, its targets."""
+    with one_line():
+        from sidecar.asking import tell_lines
+        from sidecar.operations import status_of, tell_status
+
+        shown = run_here(status_of(url))
+        if as_json:
+            tell_lines([shown])
+        else:
+            tell_status(shown)
+
+
+@commands.command("accept-loss")
+def accept_loss_(
+    url: AdminOption = ADMIN_URL,
+    partition: Annotated[
+        str | None,
+        typer.Option("--partition", help="Which one, where several are behind; see `status`."),
+    ] = None,
+) -> None:
+    """Let a node that catches up go on without what it has lost.
+
+    For when the nodes that have the rest are gone for good: writes that only they had stay lost,
+    and what they had deleted is in view again. One that returns after all is caught up with.
+    """
+    with one_line():
+        from sidecar.operations import accept_loss
+
+        done = run_here(accept_loss(url, partition))
+        typer.echo(
+            f"{done['node']} goes on with what it has; writes that it or others made and that no "
+            "node it can reach has stay lost"
+        )
+
+
+@commands.command("promote")
+def promote_(
+    region: Annotated[str, typer.Argument(help="The region that is to take the writes.")],
+    url: AdminOption = ADMIN_URL,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Drain the old primary first: nothing is left behind.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, max=600, help="Seconds that --wait may take.")
+    ] = 30,
+) -> None:
+    """Make a region the primary (strategy primary_replica).
+
+    The old one stops taking writes when it hears of it. What it had accepted and not shipped by
+    then is merged, and listed there by `sidecar conflicts`.
+    """
+    with one_line():
+        from sidecar.operations import promote, promoted_in_words
+
+        done = run_here(promote(url, region, timeout if wait else None))
+        for line in promoted_in_words(done):
+            typer.echo(line)
+
+
+parked_app = typer.Typer(invoke_without_command=True)
+commands.add_typer(parked_app, name="parked", help="Show what a node could not apply yet, and why.")
+
+
+@parked_app.callback()
+def parked(
+    context: typer.Context, url: AdminOption = ADMIN_URL, as_json: JsonOption = False
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    with one_line():
+        from sidecar.asking import tell_lines
+        from sidecar.operations import parked_at, tell_parked
+
+        found = run_here(parked_at(url))
+        if as_json:
+            tell_lines(found)
+        else:
+            tell_parked(found)
+
+
+@parked_app.command("drop")
+def drop(
+    origin: Annotated[str, typer.Argument(help="Whose transaction, as `sidecar parked` shows it.")],
+    url: AdminOption = ADMIN_URL,
+) -> None:
+    """Pass over one parked transaction: this node then differs from those that have applied it."""
+    with one_line():
+        from sidecar.operations import drop_parked
+
+        one = run_here(drop_parked(url, origin))
+        typer.echo(
+            f"dropped the transaction {one['timestamp']} of {one['origin']}: what it changed is "
+            "not, and will not be, on this node"
+        )
