@@ -13,6 +13,7 @@ from aiohttp import web
 from sidecar import logs
 from sidecar.admin.conflicts import ConflictLog
 from sidecar.admin.database import DatabaseCalls
+from sidecar.admin.deployment import Deployment
 from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
 from sidecar.agent.probe import Probes
@@ -26,6 +27,7 @@ from sidecar.errors import ungrouped
 from sidecar.health import Health
 from sidecar.hops import HEADS
 from sidecar.metrics import Metrics
+from sidecar.node_status import NodeStatus
 from sidecar.partition import Partition
 from sidecar.partitions import Partitions
 from sidecar.peer.calls import PeerCalls
@@ -34,6 +36,7 @@ from sidecar.peer.forward import Forwarder
 from sidecar.peer.inspection import Inspection
 from sidecar.peer.promoting import Promoting
 from sidecar.peer.server import Reception, peer_app
+from sidecar.peer.telling import Telling
 from sidecar.proxy.assembly import Proxy, ProxyParts
 from sidecar.proxy.front import proxy_listener
 from sidecar.serving import listening, redis_url, running
@@ -63,8 +66,7 @@ async def _serve(
     node = config.this_node
     timeout_s = float(config.replication.agent.request_timeout_secs)
     loops = await stack.enter_async_context(asyncio.TaskGroup())
-    url = await redis_url(config, stack, loops)
-    metrics = Metrics()
+    url, metrics = await redis_url(config, stack, loops), Metrics()
     dialler = await stack.enter_async_context(Dialler(timeout_s))
     calls = await stack.enter_async_context(PeerCalls(timeout_s))
     others = [other for other in config.topology.nodes() if other.id != node.id]
@@ -96,27 +98,38 @@ async def _serve(
             is_proxy=config.database is not None,
         )
     )
-    answers = Answers(node)
-    proxy = None
+    answers, proxy = Answers(node), None
     if config.database is not None:
         parts = ProxyParts(config, partitions, forwarder, answers, metrics)
         proxy = await stack.enter_async_context(Proxy(config.database, parts))
         health.behind_stands(proxy)
     promoting = Promoting(partitions.everywhere.promotion, answers)
     database = DatabaseCalls(proxy, answers)
-    operations = Operations(
+    status = NodeStatus(
         node,
         partitions,
-        answers,
-        primacy=partitions.everywhere.primacy,
-        promote=promoting.promote,
+        health=health,
+        metrics=metrics,
         probes=probes,
         database=database.status,
+        feed_limit=config.replication.feed_max_entries,
+    )
+    operations = Operations(node, partitions, answers, status=status, promote=promoting.promote)
+    deployment = Deployment(
+        node,
+        lambda: config.topology,
+        calls,
+        answers,
+        status=status,
+        everywhere=partitions.everywhere,
+        probes=probes,
     )
     conflicts = ConflictLog([one.store for one in partitions], answers)
-    admin = admin_app(metrics, health, conflicts, operations, database)
+    admin = admin_app(metrics, health, conflicts, operations, deployment, database)
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
-    peer = peer_app(reception, health, Inspection(partitions, answers), promoting)
+    peer = peer_app(
+        reception, health, Inspection(partitions, answers), promoting, Telling(status, answers)
+    )
     options = {"shutdown_timeout": float(config.drain_timeout_s)}
     native = native_app(partitions, node=node, health=health.check, routed=forwarder.routed)
     if proxy is None:
