@@ -13,6 +13,7 @@ from aiohttp import web
 from sidecar import logs
 from sidecar.admin.conflicts import ConflictLog
 from sidecar.admin.database import DatabaseCalls
+from sidecar.admin.deployment import Deployment
 from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
 from sidecar.agent.probe import Probes
@@ -27,6 +28,7 @@ from sidecar.errors import ungrouped
 from sidecar.health import Health
 from sidecar.hops import HEADS
 from sidecar.metrics import Metrics
+from sidecar.node_status import NodeStatus
 from sidecar.partition import Partition, now_us
 from sidecar.partitions import Partitions
 from sidecar.peer.calls import PeerCalls
@@ -36,6 +38,7 @@ from sidecar.peer.forward import Forwarder
 from sidecar.peer.inspection import Inspection
 from sidecar.peer.promoting import Promoting
 from sidecar.peer.server import Reception, peer_app
+from sidecar.peer.telling import Telling
 from sidecar.proxy.assembly import Proxy, ProxyParts
 from sidecar.proxy.front import proxy_listener
 from sidecar.readiness import Readiness
@@ -67,8 +70,7 @@ async def _serve(
     node = config.this_node
     timeout_s = float(config.replication.agent.request_timeout_secs)
     loops = await stack.enter_async_context(asyncio.TaskGroup())
-    url = await redis_url(config, stack, loops)
-    metrics = Metrics()
+    url, metrics = await redis_url(config, stack, loops), Metrics()
     dialler = await stack.enter_async_context(Dialler(timeout_s))
     calls = await stack.enter_async_context(PeerCalls(timeout_s))
     others = [other for other in config.topology.nodes() if other.id != node.id]
@@ -119,18 +121,29 @@ async def _serve(
         health.behind_stands(proxy)
     promoting = Promoting(partitions.everywhere.promotion, answers)
     database = DatabaseCalls(proxy, answers)
-    operations = Operations(
+    status = NodeStatus(
         node,
         partitions,
-        answers,
-        primacy=partitions.everywhere.primacy,
-        promote=promoting.promote,
+        health=health,
+        metrics=metrics,
         probes=probes,
         database=database.status,
+        feed_limit=config.replication.feed_max_entries,
+    )
+    operations = Operations(node, partitions, answers, status=status, promote=promoting.promote)
+    deployment = Deployment(
+        node,
+        lambda: config.topology,
+        calls,
+        answers,
+        status=status,
+        everywhere=partitions.everywhere,
+        probes=probes,
     )
     conflicts = ConflictLog([one.store for one in partitions], answers)
-    admin = admin_app(metrics, health, conflicts, operations, database)
+    admin = admin_app(metrics, health, conflicts, operations, deployment, database)
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
+<<<<<<< HEAD
     peer = peer_app(reception, health, Inspection(partitions, answers), promoting)
     readiness.add_to(admin, peer)
     Doubts(probes, answers).add_to(peer)
@@ -138,6 +151,13 @@ async def _serve(
     native = native_app(
         partitions, node=node, health=health.check, probes=own, routed=forwarder.routed
     )
+=======
+    peer = peer_app(
+        reception, health, Inspection(partitions, answers), promoting, Telling(status, answers)
+    )
+    options = {"shutdown_timeout": float(config.drain_timeout_s)}
+    native = native_app(partitions, node=node, health=health.check, routed=forwarder.routed)
+>>>>>>> 07882c8dff82d3c7e9a3e167bd3a1145d30732a5
     if proxy is None:
         serve_forwarded(peer, native)
         app = app_listener(native)

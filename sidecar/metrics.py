@@ -366,6 +366,20 @@ class Metrics:
         """Redis has, or has no longer, too little memory left for writes of applications."""
         self._store_full.set(int(is_full))
 
+    def counts(self) -> dict[str, int]:
+        """What has happened since the start, for rates."""
+        counted = {
+            "writes": "inferadb_sidecar_writes_total",
+            "merged": "inferadb_replication_merged_transactions_total",
+            "changes_shipped": "inferadb_replication_changes_total",
+            "attempts": "inferadb_replication_attempts_total",
+            "failures": "inferadb_replication_failures_total",
+            "conflicts": "inferadb_replication_conflicts_total",
+            "conflicts_resolved_local": "inferadb_replication_conflicts_resolved_local",
+            "conflicts_resolved_remote": "inferadb_replication_conflicts_resolved_remote",
+        }
+        return {word: int(self.value(name)) for word, name in counted.items()}
+
     def value(self, name: str) -> float:
         """What a metric without labels says now, by its name at /metrics."""
         found = self._registry.get_sample_value(name)

@@ -482,6 +482,10 @@ class Peers:
             await store.store_rows(rows)
         self._announce_ends()
 
+    def silent_s(self, node: str) -> float:
+        """So long nothing was heard of a node that was heard of."""
+        return (self._now_us() - self.told[node].heard_us) / 1e6
+
     def present(self, since_us: int = 0) -> dict[str, Told]:
         """Who has been heard of lately."""
         after_us = max(self._now_us() - PRESENT_US, since_us)
