@@ -83,7 +83,7 @@ async def _serve(
     partitions = await stack.enter_async_context(
         Partitions(config, url, metrics, dialler, calls, session_ended=probes.ask_now)
     )
-    health = _health(node, partitions)
+    health = _health(node, partitions, metrics)
     router = Router(
         config.topology,
         node.id,
@@ -220,10 +220,12 @@ def _spare_the_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-def _health(node: Node, partitions: Partitions) -> Health:
+def _health(node: Node, partitions: Partitions, metrics: Metrics) -> Health:
     def alone(one: Partition) -> Health:
         return Health(node, one.store, one.shipping.targets, one.scrub.reasons)
 
     first = partitions.everywhere
     restricted = {", ".join(one.regions): alone(one) for one in partitions if one.regions}
-    return Health(node, first.store, first.shipping.targets, first.scrub.reasons, restricted)
+    health = Health(node, first.store, first.shipping.targets, first.scrub.reasons, restricted)
+    metrics.is_ready_when(lambda: health.check()[0])
+    return health

@@ -227,7 +227,7 @@ class Partition:
             self.tail.run,
             self.shipping.run,
             self._trimming.run,
-            partial(collect, self.store, self.peers, self._metrics),
+            partial(collect, self.store, self.peers, self._metrics, now_us),
             self.scrub.run,
             self.primacy.run,
         )

@@ -153,7 +153,7 @@ class Shipping:
             await attempts(self._session, target)
 
     async def _session(self, target: Target) -> None:
-        self._metrics.attempted()
+        self._metrics.attempted(target.node)
         await self._store.opened()
         await self._peers.prepare()
         sender = Sender(self._me, self._store.origin, target.node, self._limits, target.carried)
@@ -235,7 +235,7 @@ class Shipping:
         """Count what a session does."""
         match action:
             case Send(_, changes) if changes is not None:
-                self._metrics.sent(changes)
+                self._metrics.sent(target.node, changes)
             case Acknowledged(changes, duration_us):
                 self._metrics.acknowledged(target.node, changes, duration_us / 1e6)
             case Established():

@@ -46,6 +46,7 @@ class Trimming:
         self._store, self._targets, self._keep, self._held = store, targets, keep, held
         self._metrics, self._now_us = metrics, now_us
         self._left_behind: set[str] = set()
+        metrics.feed_holds(keep.max_entries)
 
     async def run(self) -> None:
         """Trim for ever, also across a Redis that goes and comes back."""
