@@ -143,21 +143,15 @@ async def _serve(
     conflicts = ConflictLog([one.store for one in partitions], answers)
     admin = admin_app(metrics, health, conflicts, operations, deployment, database)
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
-<<<<<<< HEAD
-    peer = peer_app(reception, health, Inspection(partitions, answers), promoting)
+    peer = peer_app(
+        reception, health, Inspection(partitions, answers), promoting, Telling(status, answers)
+    )
     readiness.add_to(admin, peer)
     Doubts(probes, answers).add_to(peer)
     own = readiness.routes()
     native = native_app(
         partitions, node=node, health=health.check, probes=own, routed=forwarder.routed
     )
-=======
-    peer = peer_app(
-        reception, health, Inspection(partitions, answers), promoting, Telling(status, answers)
-    )
-    options = {"shutdown_timeout": float(config.drain_timeout_s)}
-    native = native_app(partitions, node=node, health=health.check, routed=forwarder.routed)
->>>>>>> 07882c8dff82d3c7e9a3e167bd3a1145d30732a5
     if proxy is None:
         serve_forwarded(peer, native)
         app = app_listener(native)
