@@ -31,7 +31,7 @@ from sidecar.core.sender import (
     Transferred,
 )
 from sidecar.core.session import Party
-from sidecar.core.vector import pointwise_max
+from sidecar.core.vector import Vector, pointwise_max
 from sidecar.core.wire import encode_bucket
 from sidecar.errors import Refused, SidecarError, Unavailable, ungrouped
 from sidecar.metrics import Metrics
@@ -66,8 +66,8 @@ class Target:
     """What this node knows of one node it ships to.
 
     carried: the nodes whose transactions go there over this node. acknowledged: timestamp of this
-    node's origin up to which the target has everything. buckets_sent: how far a state transfer
-    there has come, None when there is none.
+    node's origin up to which the target has everything. vector: what it has, as far as it has said.
+    buckets_sent: how far a state transfer there has come, None when there is none.
     """
 
     def __init__(self, node: str, endpoint: str, carried: frozenset[str] | None = None) -> None:
@@ -75,8 +75,10 @@ class Target:
         self.buckets_sent: int | None = None
         self.is_connected = False
         self.is_unreachable = False
+        self.is_paused = False
         self.last_error = self.last_code = ""
         self.acknowledged = 0
+        self.vector: Vector = {}
         self.cursor = self.stored_cursor = 0
         self.oldest_pending: int | None = None
         self.sender: Sender | None = None
@@ -108,6 +110,7 @@ class Shipping:
         self._metrics, self._now_us = metrics, now_us
         self._session_ended = session_ended
         self.targets = tuple(targets)
+        self.window = limits.window
         metrics.has_targets({t.node: self._lag_of(t) for t in self.targets})
 
     async def run(self) -> None:
@@ -150,7 +153,7 @@ class Shipping:
             await attempts(self._session, target)
 
     async def _session(self, target: Target) -> None:
-        self._metrics.attempted()
+        self._metrics.attempted(target.node)
         await self._store.opened()
         await self._peers.prepare()
         sender = Sender(self._me, self._store.origin, target.node, self._limits, target.carried)
@@ -232,7 +235,7 @@ class Shipping:
         """Count what a session does."""
         match action:
             case Send(_, changes) if changes is not None:
-                self._metrics.sent(changes)
+                self._metrics.sent(target.node, changes)
             case Acknowledged(changes, duration_us):
                 self._metrics.acknowledged(target.node, changes, duration_us / 1e6)
             case Established():
@@ -409,6 +412,7 @@ class _Conversation:
                     raise Unavailable(code, message)
         if self._sender.is_established:
             self._target.acknowledged = self._sender.acknowledged
+            self._target.vector = self._sender.target_vector
             self._target.cursor = max(self._target.cursor, self._sender.cursor)
         if self._sender.room:
             self._has_room.set()
