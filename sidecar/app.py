@@ -15,6 +15,7 @@ from sidecar.admin.conflicts import ConflictLog
 from sidecar.admin.database import DatabaseCalls
 from sidecar.admin.deployment import Deployment
 from sidecar.admin.operations import Operations
+from sidecar.admin.showing import Dashboard
 from sidecar.admin.status import admin_app
 from sidecar.agent.probe import Probes
 from sidecar.api.answers import Answers
@@ -116,8 +117,8 @@ async def _serve(
     )
     proxy = None
     if config.database is not None:
-        parts = ProxyParts(config, partitions, forwarder, answers, metrics)
-        proxy = await stack.enter_async_context(Proxy(config.database, parts))
+        behind_it = ProxyParts(config, partitions, forwarder, answers, metrics)
+        proxy = await stack.enter_async_context(Proxy(config.database, behind_it))
         health.behind_stands(proxy)
     promoting = Promoting(partitions.everywhere.promotion, answers)
     database = DatabaseCalls(proxy, answers)
@@ -140,8 +141,22 @@ async def _serve(
         everywhere=partitions.everywhere,
         probes=probes,
     )
-    conflicts = ConflictLog([one.store for one in partitions], answers)
-    admin = admin_app(metrics, health, conflicts, operations, deployment, database)
+    dashboard = Dashboard(
+        config,
+        lambda: config.topology,
+        partitions,
+        calls,
+        answers,
+        status=status,
+        metrics=metrics,
+        database=proxy,
+    )
+    admin = admin_app(
+        metrics,
+        health,
+        ConflictLog([one.store for one in partitions], answers),
+        *(operations, deployment, database, dashboard),
+    )
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
     peer = peer_app(
         reception, health, Inspection(partitions, answers), promoting, Telling(status, answers)
@@ -168,7 +183,7 @@ async def _serve(
     ]
     for name, address, runner in listeners:
         await stack.enter_async_context(listening(name, address, runner))
-    behind = proxy.loops() if proxy else ()
+    behind = (*dashboard.loops(), *(proxy.loops() if proxy else ()))
     await stack.enter_async_context(running(loops, *partitions.loops(), probes.run(), *behind))
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.

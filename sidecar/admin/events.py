@@ -72,6 +72,14 @@ class _Viewer:
             return False
         return True
 
+    def end(self) -> None:
+        """Let it go; who has no room even for that is too slow in any case."""
+        try:
+            self.queue.put_nowait(None)
+        except asyncio.QueueFull:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+
 
 class Viewers:
     """All who look at the dashboard of one node.
@@ -119,10 +127,10 @@ class Viewers:
             for topic in self._topics:
                 topic.forget()
 
-    def tell(self, name: str, text: str) -> None:
-        """Tell everybody something that a new viewer learns in another way."""
+    def tell(self, name: str, text: Callable[[], str]) -> None:
+        """Tell everybody what a new viewer learns in another way; made if anybody looks."""
         if self._viewers:
-            self._publish(_event(name, text))
+            self._publish(_event(name, text()))
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Serve one viewer until it goes, reads too slowly, or this node ends."""
@@ -187,8 +195,7 @@ class Viewers:
     async def _end(self, _: web.Application) -> None:
         self._is_ending = True
         for viewer in list(self._viewers):
-            # Behind what waits already; where there is no room, it is too slow in any case.
-            viewer.tell(b"") and viewer.queue.put_nowait(None)
+            viewer.end()
 
 
 def _event(name: str, text: str) -> bytes:

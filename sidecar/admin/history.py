@@ -1,4 +1,4 @@
-"""The last fifteen minutes of this node: what the dashboard plots, kept whether somebody looks or not.
+"""The last fifteen minutes of this node, as the dashboard plots them: kept also while nobody looks.
 
 Owns the ring of samples and how they are taken. A sample is a few additions, taken every few
 seconds; the oldest goes when a new one comes.
@@ -7,13 +7,14 @@ seconds; the oldest goes when a new one comes.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sidecar.api.answers import compact
-from sidecar.metrics import Metrics, Totals
+from sidecar.metrics import Metrics
 
 PERIOD_S = 3.0
+RATES = ("writes", "changes_shipped", "merged", "conflicts", "failures")
 KEPT = 300
 """Fifteen minutes of samples; some hundred bytes each, and more with many targets."""
 
@@ -46,7 +47,7 @@ class History:
     def __init__(
         self,
         metrics: Metrics,
-        backlog: Callable[[], Mapping[str, int]],
+        backlog: Callable[[], Awaitable[Mapping[str, int]]],
         *,
         clock_s: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
@@ -55,7 +56,7 @@ class History:
         self._metrics, self._backlog = metrics, backlog
         self._clock_s, self._wall_s = clock_s, wall_s
         self._samples: deque[Sample] = deque(maxlen=KEPT)
-        self._before: tuple[float, Totals] | None = None
+        self._before: tuple[float, Mapping[str, int]] | None = None
         self.tell: Callable[[Sample], None] = lambda sample: None
 
     def __iter__(self) -> Iterator[Sample]:
@@ -64,21 +65,18 @@ class History:
     async def run(self) -> None:
         """Take samples for ever."""
         while True:
-            self.take()
+            await self.take()
             await asyncio.sleep(PERIOD_S)
 
-    def take(self) -> None:
+    async def take(self) -> None:
         """Take a sample now; the first call only says from where rates count."""
-        now_s, totals = self._clock_s(), self._metrics.totals()
-        before, self._before = self._before, (now_s, totals)
+        now_s, counts = self._clock_s(), self._metrics.counts()
+        before, self._before = self._before, (now_s, counts)
         if before is None or now_s <= before[0]:
             return
         then_s, then = before
-        rates = {
-            name: (value - old) / (now_s - then_s)
-            for name, value, old in zip(totals._fields, totals, then, strict=True)
-        }
-        lag_ms, backlog = self._metrics.lags(), self._backlog()
+        rates = {name: (counts[name] - then[name]) / (now_s - then_s) for name in RATES}
+        lag_ms, backlog = self._metrics.lags(), await self._backlog()
         sample = Sample(int(self._wall_s() * 1000), rates, lag_ms, backlog)
         self._samples.append(sample)
         self.tell(sample)

@@ -87,9 +87,13 @@ class DeploymentTopic:
     name, period_s = "deployment", LOOK_S
 
     def __init__(
-        self, observer: Observer, topology: Callable[[], Topology], facts: Callable[[], Status], me: str
+        self,
+        observer: Observer,
+        topology: Callable[[], Topology],
+        facts: Callable[[], Status],
+        me: str,
     ) -> None:
-        """facts: what else is shown of the deployment."""
+        """facts: what else is shown of the deployment. me: the node that is asked."""
         self._observer, self._topology, self._facts, self._me = observer, topology, facts, me
         self._told: tuple[float, str] | None = None
 
@@ -99,7 +103,8 @@ class DeploymentTopic:
         if not any(one.status or one.error for one in seen):
             return None  # the first answers are on their way
         targets = {
-            one.node.id: [target.id for target in topology.targets_of(one.node.id)] for one in seen
+            str(one.node.id): [str(target.id) for target in topology.targets_of(one.node.id)]
+            for one in seen
         }
         shown, states = view.deployment(seen, targets, self._me)
         now_s = time.monotonic()

@@ -43,6 +43,11 @@ class _File:
     headers: dict[str, str]
     etag: str
 
+    def is_known_by(self, if_none_match: str) -> bool:
+        """Whether who sends this header has it already."""
+        known = (each.strip().removeprefix("W/") for each in if_none_match.split(","))
+        return any(each in ("*", self.etag) for each in known)
+
 
 class Page:
     """The calls that serve the page: `/`, `/dashboard`, and its parts under `/dashboard/`."""
@@ -70,8 +75,7 @@ def _read(path: Path) -> _File:
 
 def _serve(file: _File) -> Route:
     async def route(request: web.Request) -> web.Response:
-        known = request.headers.get(hdrs.IF_NONE_MATCH, "")
-        if known == "*" or file.etag in (each.strip().removeprefix("W/") for each in known.split(",")):
+        if file.is_known_by(request.headers.get(hdrs.IF_NONE_MATCH, "")):
             return web.Response(status=304, headers=file.headers)
         return web.Response(body=file.body, headers=file.headers)
 

@@ -24,7 +24,7 @@ MAX_TENANTS = 200
 COUNTED_AT_ONCE = 2_000
 """Relationships counted in one call to Redis, which it blocks for about a millisecond."""
 REST = 30
-"""Between two calls rests so many times what one took: counting may take 3 % of a core, not more."""
+"""Between two calls rests so many times what one took: counting takes 3 % of a core."""
 RECOUNT_S = 60.0
 
 

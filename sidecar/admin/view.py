@@ -15,11 +15,13 @@ from sidecar.core.topology import Node
 JsonObject = dict[str, Any]
 
 SILENT_MS = 1_600
-"""A heartbeat goes each second, a quarter late at most: who has said nothing for so long is silent."""
+"""A heartbeat goes each second, or a quarter later: who said nothing for so long is silent."""
 LATE_MS, STALE_MS = 1_000, 10_000
 """From this lag on a link counts as late, and as stale."""
 MAX_PARKED = 100
 """Parked transactions that are shown; how many there are is told in any case."""
+MAX_REASONS = 20
+MAX_NUMBER = 1e15
 MAX_TEXT = 500
 """Characters shown of what a node says, such as a reason."""
 
@@ -129,10 +131,8 @@ def links_of(seen: Seen, targets: Sequence[str]) -> Iterator[JsonObject]:
 def _link(seen: Seen, target: str, told: Sequence[JsonObject]) -> JsonObject:
     lags = [lag for one in told if (lag := _number(one.get("lag_ms"))) is not None]
     backlogs = [n for one in told if (n := _number(one.get("backlog"))) is not None]
-    silences = [
-        ms + (seen.age_ms or 0) for one in told if (ms := _number(one.get("heard_ms_ago"))) is not None
-    ]
-    silent_ms = max(silences, default=None)
+    silences = [ms for one in told if (ms := _number(one.get("heard_ms_ago"))) is not None]
+    silent_ms = max(silences) + (seen.age_ms or 0) if silences else None
     states = [_link_state(one, seen.age_ms or 0) for one in told]
     is_known = seen.is_answering and bool(states)
     state = max(states, key=WORST_LAST.index) if is_known else LinkState.UNKNOWN
@@ -168,33 +168,19 @@ def _state(seen: Seen, reasons: Sequence[str]) -> NodeState:
     if not seen.is_answering:
         return NodeState.SILENT
     status = seen.status or {}
-    if status.get("serves_not_because") or _mapping(status.get("database")).get("away_because"):
+    if status.get("status") == NodeState.UNHEALTHY.value or status.get("serves_not_because"):
         return NodeState.UNHEALTHY
     return NodeState.DEGRADED if reasons else NodeState.HEALTHY
 
 
 def _reasons(seen: Seen) -> Iterator[str]:
+    """Why it is not healthy, in words: its own, where it answers."""
     if seen.error is not None:
         yield seen.error[:MAX_TEXT]
-        return
-    if seen.status is None:
+    elif seen.status is None:
         yield "has not answered yet"
-        return
-    if (away := _text(_mapping(seen.status.get("database")).get("away_because"))) is not None:
-        yield f"database: {away}"
-    for part in _parts(seen.status):
-        bound = f" (tenants of {', '.join(map(str, part['regions']))})" if "regions" in part else ""
-        for name, what in (("serves_not_because", "serves nothing"),):
-            if (why := _text(part.get(name))) is not None:
-                yield f"{what}{bound}: {why}"
-        if (why := _text(part.get("takes_no_writes_because"))) is not None:
-            yield f"takes no writes{bound}: {why}"
-        for target, told in _mapping(part.get("targets")).items():
-            if not _mapping(told).get("connected"):
-                error = _text(_mapping(told).get("last_error")) or "no session yet"
-                yield f"not connected to {_text(target)}{bound}: {error}"
-        if (count := len(_rows(part.get("parked")))) > 0:
-            yield f"{count} parked{bound}"
+    elif isinstance(said := seen.status.get("reasons"), list):
+        yield from filter(None, map(_text, said[:MAX_REASONS]))
 
 
 def _parts(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -244,8 +230,9 @@ def _rows(value: object) -> list[Mapping[str, Any]]:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and abs(value) < 1e15 else None  # type: ignore[operator,return-value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < MAX_NUMBER else None
 
 
 def _text(value: object) -> str | None:

@@ -254,9 +254,7 @@ class RedisStore(OpenStore):
         tuples: after so many no further bucket is begun. Returns where to go on, None at the end.
         """
         self._refuse_applications()
-        _, following, *flat = await self._ask(
-            self._reader(), "tenants", self._clock, first, tuples
-        )
+        _, following, *flat = await self._ask(self._reader(), "tenants", self._clock, first, tuples)
         counts = {t.decode(): int(n) for t, n in zip(flat[::2], flat[1::2], strict=True)}
         return (None if int(following) >= BUCKETS else int(following)), counts
 

@@ -10,7 +10,7 @@ const HEIGHT = 150, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 20;
 const MAX_SERIES = 8;
 
 const PLOTS = [
-  { id: "traffic", title: "Traffic", say: rate, series: [["writes accepted here", "writes"], ["changes others acknowledged", "shipped"], ["transactions merged here", "merged"]] },
+  { id: "traffic", title: "Traffic", say: rate, series: [["writes accepted here", "writes"], ["changes others acknowledged", "changes_shipped"], ["transactions merged here", "merged"]] },
   { id: "trouble", title: "Conflicts and failed attempts", say: rate, series: [["conflicts", "conflicts"], ["failed attempts", "failures"]] },
   { id: "lag", title: "Lag of each target", say: duration, each: "lag_ms", isLog: true },
   { id: "backlog", title: "Backlog of each target", say: (n) => number(n), each: "backlog", isLog: true },
