@@ -91,6 +91,10 @@ function showFacts() {
   replace(byId("facts"), rows.filter(([, value]) => value).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 }
 
+function all(count) {
+  return count === 2 ? "Both" : `All ${number(count)}`;
+}
+
 function showSummary() {
   const heldCount = told.nodes.reduce((sum, node) => sum + (node.database?.held ?? 0), 0);
   const problems = problemsOf(told, heldCount);
@@ -99,7 +103,7 @@ function showSummary() {
   const headline = problems.length
     ? `${problems.length === 1 ? "One thing" : `${number(problems.length)} things`} to look at`
     : told.links.length
-      ? `All ${number(told.nodes.length)} nodes are healthy and all ${number(told.links.length)} links are up`
+      ? `${all(told.nodes.length)} nodes are healthy, and ${all(told.links.length).toLowerCase()} links are up`
       : "This node is healthy, and there is no other";
   set(byId("summary"), "data-state", TROUBLE.has(worst) ? "bad" : problems.length ? "odd" : "good");
   say(byId("headline"), headline);

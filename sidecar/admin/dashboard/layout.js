@@ -1,27 +1,31 @@
 // Where things stand on the map. Pure: sizes in, places out, all in CSS pixels.
 
-export const NODE_RADIUS = 13;
+// Nodes are drawn larger where there is room.
+export function nodeRadius(width, regions) {
+  return width >= 560 && regions <= 4 ? 17 : 13;
+}
 
-export function regionRadius(nodes) {
-  return nodes <= 1 ? 25 : Math.min(30 + 6 * nodes, 58);
+function regionRadius(nodes, node) {
+  return nodes <= 1 ? 2 * node : Math.min(2 * node + 5 * nodes, 60);
 }
 
 export function mapHeight(width, regions) {
   if (regions <= 1) return 220;
-  if (regions === 2) return Math.round(Math.min(Math.max(width * 0.42, 220), 300));
+  if (regions === 2) return Math.round(Math.min(Math.max(width * 0.42, 200), 250));
   if (width < 560) return Math.round(width * (regions > 4 ? 1.25 : 1));
   return Math.round(Math.min(Math.max(width * 0.58, 380), 600));
 }
 
 // region id -> {x, y, r}: on an ellipse, the first one left of two, or on top.
 export function places(regions, width, height) {
-  const biggest = Math.max(...regions.map((region) => regionRadius(region.nodes.length)), 0);
-  const middle = { x: width / 2, y: height / 2 - 8 };
+  const node = nodeRadius(width, regions.length);
+  const biggest = Math.max(...regions.map((region) => regionRadius(region.nodes.length, node)), 0);
+  const middle = { x: width / 2, y: height / 2 - 10 };
   // Below each region stands its name, and beside it may stand half of it.
-  const rx = Math.max(width / 2 - Math.max(biggest + 10, 58), 40);
-  const ry = Math.max(height / 2 - biggest - 26, 40);
+  const rx = Math.min(Math.max(width / 2 - Math.max(biggest + 10, 58), 40), regions.length === 2 ? 320 : 560);
+  const ry = Math.max(height / 2 - biggest - 30, 40);
   return new Map(regions.map((region, index) => {
-    const r = regionRadius(region.nodes.length);
+    const r = regionRadius(region.nodes.length, node);
     if (regions.length === 1) return [region.id, { ...middle, r }];
     const start = regions.length === 2 ? Math.PI : -Math.PI / 2;
     const angle = start + (2 * Math.PI * index) / regions.length;
@@ -30,9 +34,9 @@ export function places(regions, width, height) {
 }
 
 // The nodes of a region: one in the middle, several on a ring.
-export function within(place, count) {
+export function within(place, count, node) {
   if (count === 1) return [{ x: place.x, y: place.y }];
-  const ring = place.r - NODE_RADIUS - 4;
+  const ring = place.r - node - 4;
   return Array.from({ length: count }, (_, index) => {
     const angle = Math.PI + (2 * Math.PI * index) / count;
     return { x: place.x + ring * Math.cos(angle), y: place.y + ring * Math.sin(angle) };

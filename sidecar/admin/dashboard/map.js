@@ -2,7 +2,7 @@
 // time can be reached with Tab, the arrow keys go on from there.
 
 import { byId, el, Keyed, replace, say, set, svg } from "./dom.js";
-import { curve, mapHeight, NODE_RADIUS, places, round, within } from "./layout.js";
+import { curve, mapHeight, nodeRadius, places, round, within } from "./layout.js";
 import { bundle, byPair, duration, GONE, linkLabel, LINK_WORDS, NODE_WORDS, number, TROUBLE } from "./words.js";
 
 const MAX_LABELS = 10;
@@ -42,10 +42,10 @@ export class DeploymentMap {
     set(this.canvas, "viewBox", `0 0 ${width} ${height}`);
     set(this.canvas, "width", width);
     set(this.canvas, "height", height);
-    const at = places(regions, width, height);
+    const at = places(regions, width, height), r = nodeRadius(width, regions.length);
     const nodeAt = new Map();
     for (const region of regions) {
-      within(at.get(region.id), region.nodes.length).forEach((place, index) => nodeAt.set(region.nodes[index].id, { ...place, r: NODE_RADIUS }));
+      within(at.get(region.id), region.nodes.length, r).forEach((place, index) => nodeAt.set(region.nodes[index].id, { ...place, r }));
     }
     this.bundles = this.bundled();
     this.drawRegions(regions, at);
@@ -72,15 +72,16 @@ export class DeploymentMap {
   drawRegions(regions, at) {
     const primary = this.told.primary;
     this.regions.show(regions.map((region) => region.id), () => svg("g", {},
-      svg("circle", { class: "disc" }), svg("text", { class: "name", "text-anchor": "middle" }),
-      svg("text", { class: "role", "text-anchor": "middle" })),
+      svg("circle", { class: "disc" }), ...["name", "role", "ids"].map((name) => svg("text", { class: name, "text-anchor": "middle" }))),
     (group, id) => {
-      const place = at.get(id), [disc, name, role] = group.children;
+      const place = at.get(id), [disc, name, role, ids] = group.children;
       const nodes = this.told.nodes.filter((node) => node.region === id);
       set(group, "data-state", nodes.every((node) => GONE.has(node.state)) ? "gone" : "there");
       set(disc, "cx", round(place.x)); set(disc, "cy", round(place.y)); set(disc, "r", place.r);
       set(name, "x", round(place.x)); set(name, "y", round(place.y + place.r + 15));
       say(name, id);
+      set(ids, "x", round(place.x)); set(ids, "y", round(place.y + place.r + 28));
+      say(ids, nodes.length === 1 ? nodes[0].id : `${nodes.length} nodes`);
       set(role, "x", round(place.x)); set(role, "y", round(place.y - place.r - 6));
       say(role, primary === id ? "primary" : "");
     });
@@ -124,13 +125,13 @@ export class DeploymentMap {
   drawNodes(nodeAt) {
     const byName = new Map(this.told.nodes.map((node) => [node.id, node]));
     this.nodes.show(this.told.nodes.map((node) => node.id), (id) => svg("g", { class: "node", role: "button", "data-key": `node ${id}` },
-      svg("circle", { class: "halo", r: NODE_RADIUS + 4 }), svg("circle", { class: "body", r: NODE_RADIUS }),
-      svg("path", { class: "sign" }), svg("circle", { class: "me", r: NODE_RADIUS - 4 })),
+      svg("circle", { class: "halo" }), svg("circle", { class: "body" }), svg("path", { class: "sign" })),
     (group, id) => {
       const node = byName.get(id), place = nodeAt.get(id);
       set(group, "transform", `translate(${round(place.x)} ${round(place.y)})`);
       set(group, "data-state", node.state);
       set(group, "data-me", node.is_me);
+      set(group.children[0], "r", place.r + 4); set(group.children[1], "r", place.r);
       set(group.children[2], "d", SIGNS[node.state] ?? "");
       set(group, "aria-label", `${id} in ${node.region}${node.is_me ? ", this node" : ""}: ${NODE_WORDS[node.state]}`);
     });

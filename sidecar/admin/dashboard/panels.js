@@ -57,7 +57,7 @@ export function showTenants({ tenants, total, counted_at }) {
   }
   const parts = [scroll(table("Tenants", ["tenant", "relationships here", "home", "may be in"], tenants.map((row) => [
     row.tenant, row.tenant.includes("*") ? "(pattern)" : row.is_here ? (row.relationships === null ? "…" : number(row.relationships)) : "0",
-    row.home ?? "where it is written", row.regions ? row.regions.join(", ") : "all regions"])))];
+    row.home ?? "any", row.regions ? row.regions.join(", ") : "all regions"])))];
   if (total > tenants.length) parts.push(el("p", { class: "hint" }, `and ${number(total - tenants.length)} more`));
   replace(byId("tenants"), parts);
 }

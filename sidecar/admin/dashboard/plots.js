@@ -5,15 +5,16 @@ import { byId, el, Keyed, say, set, svg } from "./dom.js";
 import { round } from "./layout.js";
 import { clock, duration, number, rate } from "./words.js";
 
-const SPAN_MS = 15 * 60_000;
+const SPANS_MIN = [3, 6, 15];  // as wide as what is known
+const KEPT_MS = 15 * 60_000;
 const HEIGHT = 150, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 20;
 const MAX_SERIES = 8;
 
 const PLOTS = [
   { id: "traffic", title: "Traffic", say: rate, series: [["writes accepted here", "writes"], ["changes others acknowledged", "changes_shipped"], ["transactions merged here", "merged"]] },
-  { id: "trouble", title: "Conflicts and failed attempts", say: rate, series: [["conflicts", "conflicts"], ["failed attempts", "failures"]] },
   { id: "lag", title: "Lag of each target", say: duration, each: "lag_ms", isLog: true },
   { id: "backlog", title: "Backlog of each target", say: (n) => number(n), each: "backlog", isLog: true },
+  { id: "trouble", title: "Conflicts and failed attempts", say: rate, series: [["conflicts", "conflicts"], ["failed attempts", "failures"]] },
 ];
 
 export class Plots {
@@ -41,8 +42,10 @@ export class Plots {
 
   draw() {
     const newest = this.samples.length ? this.samples[this.samples.length - 1].at : Date.now();
-    this.samples = this.samples.filter((one) => one.at > newest - SPAN_MS);
-    for (const plot of this.plots) plot.draw(this.samples, newest, this.periodMs);
+    this.samples = this.samples.filter((one) => one.at > newest - KEPT_MS);
+    const oldest = this.samples.length ? this.samples[0].at : newest;
+    const spanMin = SPANS_MIN.find((minutes) => newest - oldest <= minutes * 60_000) ?? 15;
+    for (const plot of this.plots) plot.draw(this.samples, newest, this.periodMs, spanMin);
   }
 }
 
@@ -65,14 +68,14 @@ class Plot {
     this.canvas.addEventListener("keydown", (event) => this.onKey(event));
   }
 
-  draw(samples, newest, periodMs) {
+  draw(samples, newest, periodMs, spanMin) {
     const width = Math.floor(this.root.clientWidth - 2 * 16);
     if (width < 80) return;
-    Object.assign(this, { samples, newest, width });
+    Object.assign(this, { samples, newest, width, spanMin, spanMs: spanMin * 60_000 });
     this.series = seriesOf(this.plan, samples);
     const values = this.series.flatMap((one) => samples.map((sample) => one.value(sample) ?? 0));
     this.scale = scaleOf(this.plan, Math.max(...values, 0));
-    this.x = (at) => LEFT + (1 - (newest - at) / SPAN_MS) * (width - LEFT - RIGHT);
+    this.x = (at) => LEFT + (1 - (newest - at) / this.spanMs) * (width - LEFT - RIGHT);
     this.y = (value) => TOP + (1 - this.scale.share(value)) * (HEIGHT - TOP - BOTTOM);
     set(this.canvas, "viewBox", `0 0 ${width} ${HEIGHT}`);
     set(this.canvas, "width", width);
@@ -89,11 +92,11 @@ class Plot {
     const parts = this.scale.ticks.map(({ value, text }) => svg("g", {},
       svg("line", { x1: LEFT, x2: this.width - RIGHT, y1: round(this.y(value)), y2: round(this.y(value)) }),
       svg("text", { x: LEFT - 6, y: round(this.y(value) + 4), "text-anchor": "end" }, text)));
-    const times = [15, 10, 5, 0].map((minutes) => svg("text", {
+    const times = [3, 2, 1, 0].map((third) => (third * this.spanMin) / 3).map((minutes) => svg("text", {
       x: round(this.x(this.newest - minutes * 60_000)), y: HEIGHT - 4,
-      "text-anchor": minutes === 15 ? "start" : minutes ? "middle" : "end",
+      "text-anchor": minutes === this.spanMin ? "start" : minutes ? "middle" : "end",
     }, minutes ? `−${minutes} min` : "now"));
-    const key = [this.width, ...this.scale.ticks.map((tick) => tick.text)].join();
+    const key = [this.width, this.spanMin, ...this.scale.ticks.map((tick) => tick.text)].join();
     if (key !== this.gridKey) this.grid.replaceChildren(...parts, ...times);
     this.gridKey = key;
   }
@@ -142,7 +145,7 @@ class Plot {
 
   point(x) {
     const share = (x - LEFT) / (this.width - LEFT - RIGHT);
-    this.pick(share < 0 || share > 1.02 ? null : this.newest - (1 - share) * SPAN_MS);
+    this.pick(share < 0 || share > 1.02 ? null : this.newest - (1 - share) * this.spanMs);
   }
 
   pick(at) {
