@@ -7,16 +7,17 @@ import { bundle, byPair, duration, GONE, linkLabel, LINK_WORDS, NODE_WORDS, numb
 
 const MAX_LABELS = 10;
 const CALM_LABELS = 6;  // so few links all have their lag beside them
+const DENSE = 20;       // of so many, those that are well stay in the background
 
 export class DeploymentMap {
   constructor() {
     this.root = byId("map");
     this.detail = byId("detail");
     this.canvas = svg("svg", { role: "group", "aria-labelledby": "map-title", "aria-describedby": "map-help" });
-    const layers = ["regions", "links", "nodes", "labels"].map((name) => svg("g", { class: name }));
+    const layers = ["regions", "links", "nodes", "names", "labels"].map((name) => svg("g", { class: name }));
     this.canvas.append(...layers);
     this.root.append(this.canvas);
-    [this.regions, this.links, this.nodes, this.labels] = layers.map((layer) => new Keyed(layer));
+    [this.regions, this.links, this.nodes, this.names, this.labels] = layers.map((layer) => new Keyed(layer));
     this.told = null;
     this.current = null;  // the key of the item that Tab leads to
     this.shown = null;    // the key of the item whose details stand beside
@@ -70,25 +71,28 @@ export class DeploymentMap {
   }
 
   drawRegions(regions, at) {
-    const primary = this.told.primary;
-    this.regions.show(regions.map((region) => region.id), () => svg("g", {},
-      svg("circle", { class: "disc" }), ...["name", "role", "ids"].map((name) => svg("text", { class: name, "text-anchor": "middle" }))),
-    (group, id) => {
-      const place = at.get(id), [disc, name, role, ids] = group.children;
-      const nodes = this.told.nodes.filter((node) => node.region === id);
-      set(group, "data-state", nodes.every((node) => GONE.has(node.state)) ? "gone" : "there");
+    const nodesOf = new Map(regions.map((region) => [region.id, region.nodes]));
+    const ids = regions.map((region) => region.id);
+    this.regions.show(ids, () => svg("circle", { class: "disc" }), (disc, id) => {
+      const place = at.get(id);
+      set(disc, "data-state", nodesOf.get(id).every((node) => GONE.has(node.state)) ? "gone" : "there");
       set(disc, "cx", round(place.x)); set(disc, "cy", round(place.y)); set(disc, "r", place.r);
-      set(name, "x", round(place.x)); set(name, "y", round(place.y + place.r + 15));
+    });
+    this.names.show(ids, () => svg("g", {}, ["name", "ids"].map((name) => svg("text", { class: name, "text-anchor": "middle" }))), (group, id) => {
+      const place = at.get(id), [name, below] = group.children, nodes = nodesOf.get(id);
+      const y = place.isOnTop ? place.y - place.r - 20 : place.y + place.r + 15;
+      set(name, "x", round(place.x)); set(name, "y", round(y));
+      set(below, "x", round(place.x)); set(below, "y", round(y + 13));
       say(name, id);
-      set(ids, "x", round(place.x)); set(ids, "y", round(place.y + place.r + 28));
-      say(ids, nodes.length === 1 ? nodes[0].id : `${nodes.length} nodes`);
-      set(role, "x", round(place.x)); set(role, "y", round(place.y - place.r - 6));
-      say(role, primary === id ? "primary" : "");
+      say(below, `${nodes.length === 1 ? nodes[0].id : `${nodes.length} nodes`}${this.told.primary === id ? " · primary" : ""}`);
+      set(below, "data-primary", this.told.primary === id);
     });
   }
 
   drawLinks(at, nodeAt) {
     const isCalm = this.bundles.size <= CALM_LABELS;
+    const isDense = this.bundles.size > DENSE;
+    set(this.canvas, "data-dense", isDense);
     const troubled = [...this.bundles].filter(([, one]) => TROUBLE.has(one.state) || one.state === "transfer");
     const labelled = new Set((isCalm ? [...this.bundles] : troubled.length <= MAX_LABELS ? troubled : [])
       .filter(([, one]) => !one.isInner).map(([key]) => key));
@@ -97,7 +101,7 @@ export class DeploymentMap {
     const curves = new Map(order.map((key) => {
       const one = this.bundles.get(key);
       const ends = one.isInner ? nodeAt : at;
-      return [key, curve(ends.get(one.from) ?? { x: 0, y: 0, r: 0 }, ends.get(one.to) ?? { x: 0, y: 0, r: 0 })];
+      return [key, curve(ends.get(one.from) ?? { x: 0, y: 0, r: 0 }, ends.get(one.to) ?? { x: 0, y: 0, r: 0 }, isDense ? 0.07 : 0.16)];
     }));
     this.links.show(order, (key) => svg("g", { class: "link", role: "button", "data-key": key },
       svg("path", { class: "reach" }), svg("path", { class: "line" }), svg("path", { class: "arrow" })),
@@ -105,7 +109,7 @@ export class DeploymentMap {
       const one = this.bundles.get(key), drawn = curves.get(key);
       const [reach, line, arrow] = group.children;
       set(group, "data-state", one.state);
-      set(group, "data-dim", this.isDimmed(one));
+      this.light(group, one);
       set(group, "data-inner", one.isInner);
       set(group, "aria-label", this.linkText(one));
       set(reach, "d", drawn.path); set(line, "d", drawn.path);
@@ -143,11 +147,18 @@ export class DeploymentMap {
     return `${one.from} to ${one.to}: ${LINK_WORDS[one.state]}${count}${lag}`;
   }
 
-  isDimmed(one) {
-    const [kind, id] = (this.hovered ?? "").split(" ");
-    if (kind !== "node") return false;
+  // Whether it belongs to the node that is pointed at or chosen; null: none is.
+  isLit(one) {
+    const [kind, id] = (this.hovered ?? this.shown ?? "").split(" ");
+    if (kind !== "node") return null;
     const region = this.told.nodes.find((node) => node.id === id)?.region;
-    return !one.isInner && one.from !== region && one.to !== region;
+    return one.isInner || one.from === region || one.to === region;
+  }
+
+  light(group, one) {
+    const isLit = this.isLit(one);
+    set(group, "data-dim", isLit === false);
+    set(group, "data-lit", isLit === true);
   }
 
   // -- reaching them ---------------------------------------------------------------------------
@@ -179,17 +190,20 @@ export class DeploymentMap {
   choose(key) {
     this.shown = key;
     if (key) this.current = key;
-    this.hover(null);
+    this.hovered = null;
+    this.relight();
     this.moveTabStop();
+    this.showDetail();
+  }
+
+  relight() {
+    for (const [key, group] of this.links.byKey) this.light(group, this.bundles.get(key));
   }
 
   hover(key) {
     if (this.hovered === key) return this.showDetail();
     this.hovered = key;
-    for (const [name, one] of this.bundles ?? []) {
-      const element = this.element(name);
-      if (element) set(element, "data-dim", this.isDimmed(one));
-    }
+    this.relight();
     this.showDetail();
   }
 

@@ -44,7 +44,7 @@ export function showCollection(told) {
     parts.push(el("ul", { class: "holders" }, [...holders].map(([by, on]) =>
       el("li", {}, el("strong", {}, by), ` holds it back on ${on.join(", ")}`))));
   }
-  if (rows.length) parts.push(scroll(table("Collection", ["node", "unsettled", "held back by"], rows.map((node) =>
+  if (unsettled) parts.push(scroll(table("Collection", ["node", "unsettled", "held back by"], rows.map((node) =>
     [node.id, number(node.unsettled), node.held_by.join(", ") || "–"]))));
   replace(byId("collection"), parts);
 }
