@@ -42,12 +42,15 @@ WORST_LAST = tuple(LinkState)
 
 
 class NodeState(StrEnum):
-    """How a node does, as far as the asking one can tell."""
+    """How a node does, as far as the asking one can tell; apart: it cannot be asked from there,
+    and others have sessions with it.
+    """
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     UNHEALTHY = "unhealthy"
     SILENT = "silent"
+    APART = "apart"
     UNREACHABLE = "unreachable"
 
 
@@ -78,6 +81,7 @@ def deployment(
     """
     nodes = [node_shown(one, is_me=one.node.id == me) for one in seen]
     links = [link for one in seen for link in links_of(one, targets.get(one.node.id, ()))]
+    _part(nodes, links)
     parked = [row for one in seen for row in _parked_of(one)]
     shown = {
         "asked_by": me,
@@ -90,6 +94,18 @@ def deployment(
     states = [f"{node['id']}={node['state']}" for node in nodes]
     states += [f"{link['from']}>{link['to']}={link['state']}" for link in links]
     return shown, " ".join(states)
+
+
+def _part(nodes: Sequence[JsonObject], links: Sequence[JsonObject]) -> None:
+    """Note of those that do not answer who reaches them all the same."""
+    is_lost = {LinkState.CUT.value, LinkState.SILENT.value, LinkState.UNKNOWN.value}
+    for node in nodes:
+        node["reached_by"] = []
+        if node["state"] in (NodeState.SILENT, NodeState.UNREACHABLE):
+            reaching = (link for link in links if link["to"] == node["id"])
+            node["reached_by"] = [one["from"] for one in reaching if one["state"] not in is_lost]
+            if node["reached_by"]:
+                node["state"] = NodeState.APART.value
 
 
 def node_shown(seen: Seen, *, is_me: bool = False) -> JsonObject:

@@ -3,7 +3,7 @@
 
 import { byId, el, Keyed, replace, say, set, svg } from "./dom.js";
 import { curve, mapHeight, nodeRadius, places, round, within } from "./layout.js";
-import { bundle, byPair, duration, GONE, linkLabel, LINK_WORDS, NODE_WORDS, number, TROUBLE } from "./words.js";
+import { bundle, byPair, duration, GONE, UNASKED, linkLabel, LINK_WORDS, NODE_WORDS, number, TROUBLE } from "./words.js";
 
 const MAX_LABELS = 10;
 const CALM_LABELS = 6;  // so few links all have their lag beside them
@@ -93,7 +93,8 @@ export class DeploymentMap {
     const isCalm = this.bundles.size <= CALM_LABELS;
     const isDense = this.bundles.size > DENSE;
     set(this.canvas, "data-dense", isDense);
-    const troubled = [...this.bundles].filter(([, one]) => TROUBLE.has(one.state) || one.state === "transfer");
+    // A cut is a cross on the line: among many links that says it.
+    const troubled = [...this.bundles].filter(([, one]) => ["stale", "silent", "transfer"].includes(one.state));
     const labelled = new Set((isCalm ? [...this.bundles] : troubled.length <= MAX_LABELS ? troubled : [])
       .filter(([, one]) => !one.isInner).map(([key]) => key));
     // What is wrong is drawn last, above what is not.
@@ -224,7 +225,7 @@ export class DeploymentMap {
       el("h3", {}, "This deployment"),
       list([
         ["regions", number(this.told.regions.length)],
-        ["nodes", `${number(this.told.nodes.filter((one) => !GONE.has(one.state)).length)} of ${number(this.told.nodes.length)} answer`],
+        ["nodes", `${number(this.told.nodes.filter((one) => !UNASKED.has(one.state)).length)} of ${number(this.told.nodes.length)} answer`],
         ["links", `${number(this.told.links.filter((link) => !TROUBLE.has(link.state) && link.state !== "unknown").length)} of ${number(this.told.links.length)} up`],
         ["worst lag", lags.length ? duration(Math.max(...lags)) : "–"],
         ["on the way", `${number(waits)} transactions`],
@@ -239,6 +240,7 @@ const SIGNS = {
   degraded: "M0-6V1.5M0 5V5.6",
   unhealthy: "M-4.5-4.5L4.5 4.5M-4.5 4.5L4.5-4.5",
   silent: "M-5 0H-4.6M-0.2 0H0.2M4.6 0H5",
+  apart: "M-3.2-2.4C-3.2-6.6 3.4-6.6 3.2-2.4C3.1-0.4 0-0.4 0 2.2M0 5.4V5.7",
   unreachable: "M-4.5-4.5L4.5 4.5M-4.5 4.5L4.5-4.5",
 };
 
@@ -266,7 +268,7 @@ function nodeDetail(node) {
       ["peer listener", node.endpoint],
       ["release", node.release],
       ["phase", node.phase],
-      ["last answer", GONE.has(node.state) && node.answered_ms_ago !== null ? `${duration(node.answered_ms_ago)} ago` : null],
+      ["last answer", UNASKED.has(node.state) && node.answered_ms_ago !== null ? `${duration(node.answered_ms_ago)} ago` : null],
       ["feed", node.feed_length === null ? null : `${number(node.feed_length)} transactions`],
       ["unsettled", node.unsettled === null ? null : `${number(node.unsettled)} tuples`],
       ["database", database ? `${database.dialect ?? "?"}, ${database.away_because ? "away" : "up"}` : null],
@@ -298,5 +300,8 @@ export function showLegend() {
   byId("legend").replaceChildren(...["fresh", "late", "stale", "transfer", "silent", "cut", "unknown"].map((state) =>
     el("li", {}, svg("svg", { viewBox: "0 0 40 12", class: "swatch link", "data-state": state, "aria-hidden": "true" },
       svg("path", { class: "line", d: "M1 6H39" }),
-      svg("path", { class: "arrow", d: state === "cut" ? "M15 1L25 11M15 11L25 1" : "M16 2L26 6L16 10Z" })), LINK_WORDS[state])));
+      svg("path", { class: "arrow", d: state === "cut" ? "M15 1L25 11M15 11L25 1" : "M16 2L26 6L16 10Z" })), LINK_WORDS[state])),
+    ...["healthy", "degraded", "unhealthy", "silent", "apart", "unreachable"].map((state) =>
+      el("li", {}, svg("svg", { viewBox: "-12 -12 24 24", class: "dot-swatch node", "data-state": state, "aria-hidden": "true" },
+        svg("circle", { class: "body", r: 10 }), svg("path", { class: "sign", d: SIGNS[state] })), NODE_WORDS[state])));
 }

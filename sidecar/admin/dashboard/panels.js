@@ -1,7 +1,7 @@
 // Everything that is a table or a list: nodes, links, parked and held, tenants, collection.
 
 import { byId, el, replace, say, table } from "./dom.js";
-import { clock, duration, GONE, LINK_WORDS, linkLabel, moment, NODE_WORDS, number } from "./words.js";
+import { clock, duration, UNASKED, LINK_WORDS, linkLabel, moment, NODE_WORDS, number } from "./words.js";
 
 export function showTables(told) {
   replace(byId("nodes"), [table("Nodes", ["node", "region", "state", "phase", "feed", "unsettled", "release", "peer listener"],
@@ -33,7 +33,7 @@ export function showWaiting(told, held) {
 }
 
 export function showCollection(told) {
-  const rows = told.nodes.filter((node) => !GONE.has(node.state));
+  const rows = told.nodes.filter((node) => !UNASKED.has(node.state));
   const unsettled = rows.reduce((sum, node) => sum + (node.unsettled ?? 0), 0);
   const holders = new Map();
   for (const node of rows) for (const by of node.held_by) holders.set(by, [...(holders.get(by) ?? []), node.id]);

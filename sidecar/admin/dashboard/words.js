@@ -18,8 +18,10 @@ export const NODE_WORDS = {
   unhealthy: "serves nothing",
   silent: "silent",
   unreachable: "does not answer",
+  apart: "cannot be asked from here",
 };
-export const GONE = new Set(["silent", "unreachable"]);
+export const GONE = new Set(["silent", "unreachable"]);       // as far as anybody knows
+export const UNASKED = new Set(["silent", "unreachable", "apart"]);
 
 const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
@@ -106,6 +108,8 @@ export function problemsOf(told, held) {
     } else if (node.state === "unreachable") {
       const since = node.answered_ms_ago === null ? "" : ` for ${duration(node.answered_ms_ago)}`;
       found.push(["cut", `${name} does not answer${since}: ${node.reasons[0] ?? ""}`]);
+    } else if (node.state === "apart") {
+      found.push(["late", `${name} cannot be asked by ${told.asked_by}; ${plural(node.reached_by.length, "other is", "others are")} connected to it`]);
     } else if (node.state === "unhealthy") {
       found.push(["cut", `${name} serves nothing: ${node.reasons.join("; ")}`]);
     } else {
