@@ -15,6 +15,7 @@ from sidecar.admin.conflicts import ConflictLog
 from sidecar.admin.database import DatabaseCalls
 from sidecar.admin.operations import Operations
 from sidecar.admin.status import admin_app
+from sidecar.admin.steering import Steering
 from sidecar.agent.probe import Probes
 from sidecar.api.answers import Answers
 from sidecar.api.listener import AppListener
@@ -36,16 +37,22 @@ from sidecar.peer.promoting import Promoting
 from sidecar.peer.server import Reception, peer_app
 from sidecar.proxy.assembly import Proxy, ProxyParts
 from sidecar.proxy.front import proxy_listener
+from sidecar.reload import Adapt, Reading, Reloads, primary_moved
 from sidecar.serving import listening, redis_url, running
 
 log = logging.getLogger(__name__)
 
 
 async def run_node(
-    config: Config, *, stop: asyncio.Event, ready: Callable[[], None] | None = None
+    config: Config,
+    *,
+    stop: asyncio.Event,
+    ready: Callable[[], None] | None = None,
+    reading: Reading | None = None,
 ) -> None:
     """Serve `config.this_node` until `stop` is set; `ready` is called once it serves.
 
+    reading: where the settings come from, for a topology that changes meanwhile.
     Raises Refused for what the configuration or the stored data forbid, Unavailable when the
     embedded server cannot be started. A Redis that does not answer is waited for.
     """
@@ -54,11 +61,16 @@ async def run_node(
         log.warning("setting without effect", extra={"setting": remark})
     with ungrouped():
         async with AsyncExitStack() as stack:
-            await _serve(config, stack, stop, ready or (lambda: None))
+            reading = reading or Reading(lambda: config, asyncio.Event())
+            await _serve(config, stack, stop, ready or (lambda: None), reading)
 
 
 async def _serve(
-    config: Config, stack: AsyncExitStack, stop: asyncio.Event, ready: Callable[[], None]
+    config: Config,
+    stack: AsyncExitStack,
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+    reading: Reading,
 ) -> None:
     node = config.this_node
     timeout_s = float(config.replication.agent.request_timeout_secs)
@@ -67,13 +79,12 @@ async def _serve(
     metrics = Metrics()
     dialler = await stack.enter_async_context(Dialler(timeout_s))
     calls = await stack.enter_async_context(PeerCalls(timeout_s))
-    others = [other for other in config.topology.nodes() if other.id != node.id]
 
     def own_health() -> NodeHealth:
         return health.seen_by_router()
 
     # Sessions let nodes be asked, and this node's own health is that of its sessions' stores.
-    probes = Probes(others, calls, own_health, metrics)
+    probes = Probes(_others(config), calls, own_health, metrics)
     partitions = await stack.enter_async_context(
         Partitions(config, url, metrics, dialler, calls, session_ended=probes.ask_now)
     )
@@ -113,8 +124,16 @@ async def _serve(
         probes=probes,
         database=database.status,
     )
-    conflicts = ConflictLog([one.store for one in partitions], answers)
-    admin = admin_app(metrics, health, conflicts, operations, database)
+    reloads = Reloads(config, reading, _adapting(partitions, probes, router, forwarder))
+    steering = Steering(node, list(partitions), reloads, answers)
+    admin = admin_app(
+        metrics,
+        health,
+        ConflictLog([one.store for one in partitions], answers),
+        operations,
+        steering,
+        database,
+    )
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
     peer = peer_app(reception, health, Inspection(partitions, answers), promoting)
     options = {"shutdown_timeout": float(config.drain_timeout_s)}
@@ -135,7 +154,9 @@ async def _serve(
     for name, address, runner in listeners:
         await stack.enter_async_context(listening(name, address, runner))
     behind = proxy.loops() if proxy else ()
-    await stack.enter_async_context(running(loops, *partitions.loops(), probes.run(), *behind))
+    await stack.enter_async_context(
+        running(loops, *partitions.loops(), probes.run(), reloads.run(), *behind)
+    )
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
     stack.push_async_callback(partitions.hand_over, min(2.0, config.drain_timeout_s))
@@ -151,6 +172,27 @@ async def _serve(
     opened.cancel()
     await stopped
     log.info("node stopping", extra={"node": node.id})
+
+
+def _adapting(
+    partitions: Partitions, probes: Probes, router: Router, forwarder: Forwarder
+) -> Adapt:
+    """What takes up another topology, everywhere in a node that runs."""
+
+    async def adapt(config: Config) -> None:
+        if partitions.everywhere.primacy.is_changed_by(config.topology):
+            raise primary_moved()
+        # No request goes any more to a node that goes.
+        probes.adapt(_others(config))
+        router.adapt(config.topology)
+        forwarder.adapt(config.topology)
+        await partitions.adapt(config)
+
+    return adapt
+
+
+def _others(config: Config) -> list[Node]:
+    return [other for other in config.topology.nodes() if other.id != config.node]
 
 
 def _peer_listener(peer: web.Application, answers: Answers, *, is_proxy: bool) -> web.AppRunner:

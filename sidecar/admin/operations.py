@@ -222,6 +222,7 @@ def _told_of(shipping: Shipping, target: Target) -> dict[str, object]:
     return {
         "connected": target.is_connected,
         "unreachable": target.is_unreachable,
+        "paused": target.is_paused,
         "acknowledged": str(target.acknowledged),
         "lag_ms": round(shipping.lag_ms(target), 1),
         "last_error": target.last_error or None,

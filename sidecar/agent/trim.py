@@ -39,9 +39,14 @@ class Trimming:
         metrics: Metrics,
         now_us: Callable[[], int],
     ) -> None:
-        self._store, self._targets, self._keep, self._held = store, targets, keep, held
+        self._store, self._targets, self._keep, self._held = store, tuple(targets), keep, held
         self._metrics, self._now_us = metrics, now_us
         self._left_behind: set[str] = set()
+
+    def adapt(self, targets: Sequence[str]) -> None:
+        """From here on nothing waits for other targets than these."""
+        self._targets = tuple(targets)
+        self._left_behind.intersection_update(targets)
 
     async def run(self) -> None:
         """Trim for ever, also across a Redis that goes and comes back."""
