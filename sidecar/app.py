@@ -154,7 +154,9 @@ async def _serve(
     reloads: Reloads = Reloads(config, reading, _adapting(partitions, probes, router, forwarder))
     steering = Steering(node, list(partitions), reloads, answers)
     conflicts = ConflictLog([one.store for one in partitions], answers)
-    admin = admin_app(metrics, health, conflicts, operations, steering, deployment, database)
+    admin = admin_app(
+        metrics, health, answers, conflicts, operations, steering, deployment, database
+    )
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
     peer = peer_app(
         reception, health, Inspection(partitions, answers), promoting, Telling(status, answers)

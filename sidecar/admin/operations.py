@@ -127,6 +127,8 @@ class Operations:
         """
         origin, timestamp = await _named(request)
         store = await self._parking(origin, timestamp)
+        named = {"origin": origin, "timestamp": timestamp}
+        log.info("the operator has a parked transaction tried again", extra=named)
         tries, until = store.tries_of(origin), time.monotonic() + RETRY_S
         while store.vector.get(origin, 0) < int(timestamp):
             reason = (await store.parked()).get(origin, {}).get("reason", "it is not told why")
@@ -140,10 +142,8 @@ class Operations:
                     409,
                 )
             await asyncio.sleep(LOOK_S)
-        log.info(
-            "a parked transaction is applied", extra={"origin": origin, "timestamp": timestamp}
-        )
-        return self._answers.json(compact({"released": {"origin": origin, "timestamp": timestamp}}))
+        log.info("a parked transaction is applied", extra=named)
+        return self._answers.json(compact({"released": named}))
 
     async def _parking(self, origin: str, timestamp: str) -> RedisStore:
         """Where it is parked. Raises Refused("not_parked")."""
