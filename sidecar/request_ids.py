@@ -28,18 +28,16 @@ _numbers = itertools.count(1)
 
 
 def take(request: web.BaseRequest, header: str) -> None:
-    """What this task logs from now on is about this request."""
-    given = request.headers.get(header)
-    # A number after what is this process's own: a random one for each would cost more.
-    is_good = given is not None and 0 < len(given) <= MAX_ID and given.isascii()
-    logs.speak_of_request(
-        given if is_good and given is not None and given.isprintable() else fresh()
-    )
+    """What this task logs from now on is about this request.
 
-
-def fresh() -> str:
-    """An id that no other request has."""
-    return f"{_OWN}{next(_numbers):x}"
+    header: where its id is looked for. Between nodes none is made: a session is no request.
+    """
+    given = request.headers.get(header, "")
+    if 0 < len(given) <= MAX_ID and given.isascii() and given.isprintable():
+        logs.speak_of_request(given)
+    elif header is REQUEST_ID:
+        # A number after what is this process's own: a random one for each would cost more.
+        logs.speak_of_request(f"{_OWN}{next(_numbers):x}")
 
 
 def add_to(head: Head) -> None:
