@@ -10,14 +10,15 @@ import secrets
 from typing import Final
 
 from aiohttp import web
+from multidict import istr
 
 from sidecar import logs
 from sidecar.hops import Head, Passed
 
-REQUEST_ID: Final = "X-Request-Id"
+REQUEST_ID: Final = istr("X-Request-Id")
 """Between an application and its node."""
 
-FROM_NODE: Final = "X-Sidecar-Request-Id"
+FROM_NODE: Final = istr("X-Sidecar-Request-Id")
 """Between nodes: what an application sent under the other name stays as it came."""
 
 MAX_ID: Final = 128
@@ -32,8 +33,8 @@ def take(request: web.BaseRequest, header: str) -> None:
 
     header: where its id is looked for. Between nodes none is made: a session is no request.
     """
-    given = request.headers.get(header, "")
-    if 0 < len(given) <= MAX_ID and given.isascii() and given.isprintable():
+    given = request.headers.get(header)
+    if given and len(given) <= MAX_ID and given.isascii() and given.isprintable():
         logs.speak_of_request(given)
     elif header is REQUEST_ID:
         # A number after what is this process's own: a random one for each would cost more.
