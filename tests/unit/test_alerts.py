@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given: alerts that people can act on, and panels that show something."""
+"""What Prometheus and Grafana are given: alerts to act on, and panels that show something."""
 
 import json
 import re
