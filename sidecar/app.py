@@ -259,5 +259,5 @@ def _health(node: Node, partitions: Partitions, metrics: Metrics) -> Health:
     first = partitions.everywhere
     restricted = {", ".join(one.regions): alone(one) for one in partitions if one.regions}
     health = Health(node, first.store, first.shipping.targets, first.scrub.reasons, restricted)
-    metrics.is_ready_when(lambda: health.check()[0])
+    metrics.is_ready_when(lambda: not health.not_ready_because())
     return health
