@@ -140,7 +140,7 @@ async def test_clients_that_give_up_or_go_leave_nothing_and_wake_nobody() -> Non
     for node in ("eu1", "ap1"):
         one.heard(node, {MINE: 100})
     assert await patient == []
-    assert not one._origins
+    assert not one._waiting
     assert not one._limits
 
 
