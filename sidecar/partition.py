@@ -11,6 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from sidecar.agent.backlog import Backlog
 from sidecar.agent.collect import collect
 from sidecar.agent.concern import Concerns
 from sidecar.agent.digests import Digests
@@ -22,6 +23,7 @@ from sidecar.agent.ship import Retries, Shipping, Target
 from sidecar.agent.tail import Tail
 from sidecar.agent.trim import Trimming
 from sidecar.config import Config
+from sidecar.core.marks import Marks
 from sidecar.core.residency import GLOBAL
 from sidecar.core.routing import carried, neighbours
 from sidecar.core.sender import Limits
@@ -189,6 +191,8 @@ class Partition:
             now_us=now_us,
             session_ended=session_ended,
         )
+        marks = Marks()
+        self.backlog = Backlog(self.store, self.peers, marks)
         self._trimming = Trimming(
             self.store,
             [target.node for target in self.shipping.targets],
@@ -196,6 +200,7 @@ class Partition:
             held=self.shipping.held,
             metrics=metrics,
             now_us=now_us,
+            marks=marks,
         )
         self.digests = Digests(self.store)
         self.scrub = Scrub(
@@ -265,7 +270,7 @@ class Partition:
             self.tail.run,
             self.shipping.run,
             self._trimming.run,
-            partial(collect, self.store, self.peers, self._metrics),
+            partial(collect, self.store, self.peers, self._metrics, now_us),
             self.scrub.run,
             self.primacy.run,
         )

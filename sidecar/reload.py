@@ -136,13 +136,16 @@ def _tell_refused(failure: SidecarError) -> None:
 
 
 class Reloads:
-    """The reloads of one node, one after the other. `run` is to run as long as the node does."""
+    """The reloads of one node, one after the other. `run` is to run as long as the node does.
+
+    config: the settings that the node goes by now.
+    """
 
     def __init__(self, config: Config, reading: Reading, adapt: Adapt) -> None:
         """config: the settings at the start. adapt: takes up those of another topology; it may
         refuse them before it has changed anything.
         """
-        self._config, self._adapt = config, adapt
+        self.config, self._adapt = config, adapt
         self._read, self._hangup = reading
         self._asked: asyncio.Queue[asyncio.Future[Change]] = asyncio.Queue(MAX_WAITING)
 
@@ -186,13 +189,13 @@ class Reloads:
 
     async def _take_up(self) -> Change:
         after = await asyncio.to_thread(self._read)
-        change = change_between(self._config, after)
+        change = change_between(self.config, after)
         if change.is_new:
             await self._adapt(after)
         if not change.is_new:
             log.info("topology reloaded: nothing has changed")
             return change
-        self._config = after
+        self.config = after
         fields = {name: ", ".join(getattr(change, name)) for name in ("added", "removed", "moved")}
         log.info("topology reloaded", extra={name: text or "none" for name, text in fields.items()})
         return change

@@ -15,7 +15,13 @@ from typing import Protocol
 from sidecar.agent.primacy import Primacy
 from sidecar.core.clock import is_incarnation
 from sidecar.core.collection import Rows, Stability
-from sidecar.core.membership import Removed, is_ahead_of_most, is_removed, newest_removed
+from sidecar.core.membership import (
+    Removed,
+    is_ahead_of_most,
+    is_removed,
+    newest_removed,
+    usually_ahead,
+)
 from sidecar.core.sender import Here
 from sidecar.core.vector import Vector, above, is_covered, newest_origins, node_of, pointwise_max
 from sidecar.core.wire import decode_vector, encode_vector
@@ -424,16 +430,24 @@ class Peers:
     @property
     def write_refusal(self) -> Unavailable | None:
         """Why no writes are taken here: they would wait at the others, parked."""
-        ahead_us = [t.ahead_us for t in self.present().values() if t.ahead_us is not None]
+        ahead_us = self._ahead_us()
         if not is_ahead_of_most(ahead_us, self._max_ahead_us):
             return None
         return Unavailable(
             "clock_ahead",
             f"the clock of {self._me} is ahead of those of most other nodes by "
-            f"{sorted(ahead_us)[len(ahead_us) // 2] / 1e6:.0f} s, more than max_clock_skew_ms; set "
+            f"{self.clock_ahead_us / 1e6:.0f} s, more than max_clock_skew_ms; set "
             "it right (NTP)",
             retry_after_s=5,
         )
+
+    @property
+    def clock_ahead_us(self) -> int:
+        """By how much the clock here is ahead of those of the nodes that are heard."""
+        return usually_ahead(self._ahead_us())
+
+    def _ahead_us(self) -> list[int]:
+        return [t.ahead_us for t in self.present().values() if t.ahead_us is not None]
 
     def lost_of(self, vector: Vector) -> str | None:
         """An origin of which `vector` names writes that no node has any more."""
@@ -510,6 +524,10 @@ class Peers:
         if rows := {node: self.rows.known[node] for node in changed if node != self._me}:
             await store.store_rows(rows)
         self._announce_ends()
+
+    def silent_s(self, node: str) -> float:
+        """So long nothing was heard of a node that was heard of."""
+        return (self._now_us() - self.told[node].heard_us) / 1e6
 
     def present(self, since_us: int = 0) -> dict[str, Told]:
         """Who has been heard of lately."""

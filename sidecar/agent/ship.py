@@ -32,7 +32,7 @@ from sidecar.core.sender import (
     Transferred,
 )
 from sidecar.core.session import Party
-from sidecar.core.vector import pointwise_max
+from sidecar.core.vector import Vector, pointwise_max
 from sidecar.core.wire import encode_bucket
 from sidecar.endings import end
 from sidecar.errors import Refused, SidecarError, Unavailable, ungrouped
@@ -71,9 +71,10 @@ class Target:
     """What this node knows of one node it ships to.
 
     carried: the nodes whose transactions go there over this node. acknowledged: timestamp of this
-    node's origin up to which the target has everything. buckets_sent: how far a state transfer
-    there has come, None when there is none. is_paused: an operator has stopped the replication to
-    it. must_transfer: it is to get a state transfer, whether it lacks something or not.
+    node's origin up to which the target has everything. vector: what it has, as far as it has said.
+    buckets_sent: how far a state transfer there has come, None when there is none. is_paused: an
+    operator has stopped the replication to it. must_transfer: it is to get a state transfer,
+    whether it lacks something or not.
     """
 
     def __init__(self, node: str, endpoint: str, carried: frozenset[str] | None = None) -> None:
@@ -84,6 +85,7 @@ class Target:
         self.is_paused = self.must_transfer = False
         self.last_error = self.last_code = ""
         self.acknowledged = 0
+        self.vector: Vector = {}
         self.cursor = self.stored_cursor = 0
         self.oldest_pending: int | None = None
         self.sender: Sender | None = None
@@ -122,6 +124,7 @@ class Shipping:
         self._all_paused = self._is_halted = False
         self._group: asyncio.TaskGroup | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.window = limits.window
         metrics.has_targets({t.node: self._lag_of(t) for t in self.targets})
 
     async def run(self) -> None:
@@ -239,7 +242,7 @@ class Shipping:
             await attempts(self._session, target)
 
     async def _session(self, target: Target) -> None:
-        self._metrics.attempted()
+        self._metrics.attempted(target.node)
         await self._store.opened()
         await self._peers.prepare()
         sender = Sender(
@@ -328,7 +331,7 @@ class Shipping:
         """Count what a session does."""
         match action:
             case Send(_, changes) if changes is not None:
-                self._metrics.sent(changes)
+                self._metrics.sent(target.node, changes)
             case Acknowledged(changes, duration_us):
                 self._metrics.acknowledged(target.node, changes, duration_us / 1e6)
             case Established():
@@ -506,6 +509,7 @@ class _Conversation:
                     raise Unavailable(code, message)
         if self._sender.is_established:
             self._target.acknowledged = self._sender.acknowledged
+            self._target.vector = self._sender.target_vector
             self._target.cursor = max(self._target.cursor, self._sender.cursor)
         if self._sender.room:
             self._has_room.set()

@@ -237,6 +237,11 @@ class Sender:
         return self._limits.window - len(self._in_flight) if self._is_established else 0
 
     @property
+    def in_flight(self) -> int:
+        """How many batches were sent and not acknowledged."""
+        return len(self._in_flight)
+
+    @property
     def oldest_in_flight(self) -> int | None:
         """Timestamp of the oldest transaction that was sent and not acknowledged."""
         return self._in_flight[0].first_timestamp if self._in_flight else None

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from typing import Protocol
 
 import aiohttp
 from aiohttp import web
@@ -16,8 +17,6 @@ from sidecar.errors import Refused, SidecarError, ungrouped
 from sidecar.health import Health
 from sidecar.logs import speak_of
 from sidecar.peer.client import PATH
-from sidecar.peer.inspection import Inspection
-from sidecar.peer.promoting import Promoting
 from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
@@ -214,14 +213,18 @@ async def _send(socket: web.WebSocketResponse, frame: str | bytes) -> None:
         await socket.send_bytes(frame)
 
 
-def peer_app(
-    reception: Reception, health: Health, inspection: Inspection, promoting: Promoting
-) -> web.Application:
+class Calls(Protocol):
+    """Calls that belong together."""
+
+    def add_to(self, app: web.Application) -> None: ...
+
+
+def peer_app(reception: Reception, health: Health, *calls: Calls) -> web.Application:
     """The application of the peer listener."""
     app = web.Application(client_max_size=MAX_FRAME_BYTES)
     app.router.add_get(PATH, reception.serve)
     app.router.add_get("/health", health.answer)
-    inspection.add_to(app)
-    promoting.add_to(app)
+    for each in calls:
+        each.add_to(app)
     app.on_shutdown.append(reception.close)
     return app
