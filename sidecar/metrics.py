@@ -324,7 +324,12 @@ class Metrics:
         del self._lags[target][self._partition]
         if not self._lags[target]:
             del self._lags[target]
-            for series in (self._target_lag, self._target_changes, self._target_failures):
+            for series in (
+                self._target_lag,
+                self._target_changes,
+                self._target_attempts,
+                self._target_failures,
+            ):
                 series.remove(target)
 
     def forget_node(self, node: str) -> None:
