@@ -50,11 +50,13 @@ def native_app(
     node: Node,
     health: Health,
     watch_limits: WatchLimits | None = None,
+    probes: Mapping[str, Route] | None = None,
     routed: Routed = lambda _, route: route,
 ) -> web.Application:
     """The application of the app listener; serve it with `app_listener`.
 
-    routed: lets another node serve a call where this one does not.
+    probes: path -> what a GET of it answers. routed: lets another node serve a call where this one
+    does not.
     """
     answers = Answers(node)
     native = Native(partitions, answers)
@@ -77,6 +79,7 @@ def native_app(
         for place, (request_type, call) in calls.items()
     }
     routes["GET", "/health"] = _health_route(answers, node, health)
+    routes |= {("GET", path): route for path, route in (probes or {}).items()}
     app[CALLS] = {place: answers.guarded(call) for place, (_, call) in calls.items()}
     expect = _expect_route(answers)
     for (method, path), route in routes.items():
