@@ -206,6 +206,14 @@ def checked(command: str) -> str:
     return f": {why}"
 
 
+def answers(text: str) -> Iterator[str]:
+    """Patterns of the answers that a block shows as comments; `…` stands for anything."""
+    for line in text.splitlines():
+        if line.startswith("# {"):
+            pattern = re.escape(line.removeprefix("# ")).replace("…", ".*")
+            yield re.sub(r'"[0-9]+\.\*"', '"[0-9]+"', pattern)
+
+
 def is_destructive(block: Block) -> bool:
     """Whether it needs a stopped node: then it is given a copy of the data."""
     return re.search(r"^(rm|mv|cp) .*\bdata/", block.text, re.MULTILINE) is not None
@@ -233,6 +241,8 @@ def test_a_shell_block_runs(block: Block, places: Callable[..., Place], tmp_path
     script = ported("\n".join(map(checked, parts)), where.demo.base_port)
     done = where.run(script)
     assert done.returncode == 0, f"{script}\n--\n{done.stdout}{done.stderr}\n{where.demo.said}"
+    for pattern in answers(block.text):
+        assert re.search(pattern, done.stdout), f"{pattern}\n--\n{done.stdout}"
 
 
 def _no_sockets(folder: str, names: list[str]) -> list[str]:
