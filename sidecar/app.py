@@ -17,6 +17,7 @@ from sidecar.admin.deployment import Deployment
 from sidecar.admin.operations import Operations
 from sidecar.admin.showing import Dashboard
 from sidecar.admin.status import admin_app
+from sidecar.admin.steering import Steering
 from sidecar.agent.probe import Probes
 from sidecar.api.answers import Answers
 from sidecar.api.listener import AppListener
@@ -43,6 +44,7 @@ from sidecar.peer.telling import Telling
 from sidecar.proxy.assembly import Proxy, ProxyParts
 from sidecar.proxy.front import proxy_listener
 from sidecar.readiness import Readiness
+from sidecar.reload import Adapt, Reading, Reloads, primary_moved
 from sidecar.request_ids import FROM_NODE
 from sidecar.serving import listening, redis_url, running
 
@@ -50,10 +52,15 @@ log = logging.getLogger(__name__)
 
 
 async def run_node(
-    config: Config, *, stop: asyncio.Event, ready: Callable[[], None] | None = None
+    config: Config,
+    *,
+    stop: asyncio.Event,
+    ready: Callable[[], None] | None = None,
+    reading: Reading | None = None,
 ) -> None:
     """Serve `config.this_node` until `stop` is set; `ready` is called once it serves.
 
+    reading: where the settings come from, for a topology that changes meanwhile.
     Raises Refused for what the configuration or the stored data forbid, Unavailable when the
     embedded server cannot be started. A Redis that does not answer is waited for.
     """
@@ -62,11 +69,16 @@ async def run_node(
         log.warning("setting without effect", extra={"setting": remark})
     with ungrouped():
         async with AsyncExitStack() as stack:
-            await _serve(config, stack, stop, ready or (lambda: None))
+            reading = reading or Reading(lambda: config, asyncio.Event())
+            await _serve(config, stack, stop, ready or (lambda: None), reading)
 
 
 async def _serve(
-    config: Config, stack: AsyncExitStack, stop: asyncio.Event, ready: Callable[[], None]
+    config: Config,
+    stack: AsyncExitStack,
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+    reading: Reading,
 ) -> None:
     node = config.this_node
     timeout_s = float(config.replication.agent.request_timeout_secs)
@@ -74,13 +86,12 @@ async def _serve(
     url, metrics = await redis_url(config, stack, loops), Metrics()
     dialler = await stack.enter_async_context(Dialler(timeout_s))
     calls = await stack.enter_async_context(PeerCalls(timeout_s))
-    others = [other for other in config.topology.nodes() if other.id != node.id]
 
     def own_health() -> NodeHealth:
         return health.seen_by_router()
 
     # Sessions let nodes be asked, and this node's own health is that of its sessions' stores.
-    probes = Probes(others, calls, own_health, metrics)
+    probes = Probes(_others(config), calls, own_health, metrics)
     partitions = await stack.enter_async_context(
         Partitions(config, url, metrics, dialler, calls, session_ended=probes.ask_now)
     )
@@ -107,7 +118,7 @@ async def _serve(
     readiness = Readiness(health, partitions, answers, now_us)
     draining = Draining(
         node,
-        others,
+        lambda: _others(reloads.config),
         calls,
         health=health,
         askers=readiness.askers,
@@ -134,16 +145,18 @@ async def _serve(
     operations = Operations(node, partitions, answers, status=status, promote=promoting.promote)
     deployment = Deployment(
         node,
-        lambda: config.topology,
+        lambda: reloads.config.topology,
         calls,
         answers,
         status=status,
         everywhere=partitions.everywhere,
         probes=probes,
     )
+    reloads: Reloads = Reloads(config, reading, _adapting(partitions, probes, router, forwarder))
+    steering = Steering(node, list(partitions), reloads, answers)
     dashboard = Dashboard(
         config,
-        lambda: config.topology,
+        lambda: reloads.config.topology,
         partitions,
         calls,
         answers,
@@ -151,12 +164,9 @@ async def _serve(
         metrics=metrics,
         database=proxy,
     )
-    admin = admin_app(
-        metrics,
-        health,
-        ConflictLog([one.store for one in partitions], answers),
-        *(operations, deployment, database, dashboard),
-    )
+    conflicts = ConflictLog([one.store for one in partitions], answers)
+    own_calls = (conflicts, operations, steering, deployment, database, dashboard)
+    admin = admin_app(metrics, health, answers, *own_calls)
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
     peer = peer_app(
         reception, health, Inspection(partitions, answers), promoting, Telling(status, answers)
@@ -184,7 +194,9 @@ async def _serve(
     for name, address, runner in listeners:
         await stack.enter_async_context(listening(name, address, runner))
     behind = (*dashboard.loops(), *(proxy.loops() if proxy else ()))
-    await stack.enter_async_context(running(loops, *partitions.loops(), probes.run(), *behind))
+    await stack.enter_async_context(
+        running(loops, *partitions.loops(), probes.run(), reloads.run(), *behind)
+    )
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
     stack.push_async_callback(_hand_over, partitions, draining)
@@ -213,6 +225,27 @@ async def _hand_over(partitions: Partitions, draining: Draining) -> None:
     await partitions.hand_over(draining.for_hand_over_s)
 
 
+def _adapting(
+    partitions: Partitions, probes: Probes, router: Router, forwarder: Forwarder
+) -> Adapt:
+    """What takes up another topology, everywhere in a node that runs."""
+
+    async def adapt(config: Config) -> None:
+        if partitions.everywhere.primacy.is_changed_by(config.topology):
+            raise primary_moved()
+        # No request goes any more to a node that goes.
+        probes.adapt(_others(config))
+        router.adapt(config.topology)
+        forwarder.adapt(config.topology)
+        await partitions.adapt(config)
+
+    return adapt
+
+
+def _others(config: Config) -> list[Node]:
+    return [other for other in config.topology.nodes() if other.id != config.node]
+
+
 def _peer_listener(peer: web.Application, answers: Answers, *, is_proxy: bool) -> web.AppRunner:
     # What is forwarded to a database is as it came.
     options = {"auto_decompress": False, **HEADS} if is_proxy else {}
@@ -236,5 +269,5 @@ def _health(node: Node, partitions: Partitions, metrics: Metrics) -> Health:
     first = partitions.everywhere
     restricted = {", ".join(one.regions): alone(one) for one in partitions if one.regions}
     health = Health(node, first.store, first.shipping.targets, first.scrub.reasons, restricted)
-    metrics.is_ready_when(lambda: health.check()[0])
+    metrics.is_ready_when(lambda: not health.not_ready_because())
     return health

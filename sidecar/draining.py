@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sidecar.api.answers import Answers
 from sidecar.core.topology import Node
@@ -38,7 +38,7 @@ class Draining:
     def __init__(
         self,
         node: Node,
-        others: Sequence[Node],
+        others: Callable[[], Sequence[Node]],
         calls: PeerCalls,
         *,
         health: Health,
@@ -61,7 +61,7 @@ class Draining:
         log.info("node stopping", extra={"node": self._node.id, "grace_s": round(grace_s, 1)})
         async with asyncio.TaskGroup() as group:
             group.create_task(asyncio.sleep(grace_s))
-            for other in self._others:
+            for other in self._others():
                 group.create_task(self._tell(other))
 
     def _grace(self) -> float:

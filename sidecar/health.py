@@ -121,7 +121,9 @@ class Health:
             reasons.append(f"store is full, writes are refused: {self._store.full_because}")
         reasons += self._damage()
         for target in self._targets:
-            if not target.is_connected:
+            if target.is_paused:
+                reasons.append(f"replication to target {target.node} is paused by an operator")
+            elif not target.is_connected:
                 why = target.last_error or "no session yet"
                 reasons.append(f"target {target.node} is not connected: {why}")
         return is_serving, reasons

@@ -3,6 +3,7 @@
 The ten names of the seed carry no labels; what belongs to one target has a name of its own.
 """
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterable
@@ -47,6 +48,15 @@ class _Shared:
         told = self._told.setdefault(labels, {})
         told[partition] = value
         (self._gauge.labels(*labels) if labels else self._gauge).set(self._come_to(told.values()))
+
+    def forget(self, partition: str, *labels: str) -> None:
+        """A partition has no part in it any more; the series ends with the last of them."""
+        told = self._told.get(labels, {})
+        told.pop(partition, None)
+        if told:
+            self._gauge.labels(*labels).set(self._come_to(told.values()))
+        elif self._told.pop(labels, None) is not None:
+            self._gauge.remove(*labels)
 
     @property
     def total(self) -> float:
@@ -276,10 +286,19 @@ class Metrics:
         return part
 
     def has_targets(self, targets: dict[str, Callable[[], float]]) -> None:
-        """The targets of a partition: each with a function that tells its lag in milliseconds."""
+        """The targets of a partition: each with a function that tells its lag in milliseconds.
+
+        Asked again when they have changed: the series of those that went end.
+        """
         here = self._partition
+        for target in [t for t, lags in self._lags.items() if here in lags and t not in targets]:
+            self._forget_target(target)
         for target, lag_ms in targets.items():
-            self._lags.setdefault(target, {})[here] = lag_ms
+            lags = self._lags.setdefault(target, {})
+            is_known = here in lags
+            lags[here] = lag_ms
+            if is_known:
+                continue
             self._target_lag.labels(target).set_function(partial(self._lag_of, target))
             self._target_connected.tell(here, 0, target)
             self._target_unreachable.tell(here, 0, target)
@@ -290,7 +309,34 @@ class Metrics:
             self._target_attempts.labels(target)
             self._target_failures.labels(target)
         self._targets.set(len(self._lags))
+        self._connected.set(self._target_connected.total)
         self._lag.set_function(lambda: max(map(self._lag_of, self._lags), default=0.0))
+
+    def _forget_target(self, target: str) -> None:
+        for shared in (
+            self._target_connected,
+            self._target_unreachable,
+            self._target_transfer,
+            self._resync_suggested,
+            self._unequal_buckets,
+        ):
+            shared.forget(self._partition, target)
+        del self._lags[target][self._partition]
+        if not self._lags[target]:
+            del self._lags[target]
+            for series in (
+                self._target_lag,
+                self._target_changes,
+                self._target_attempts,
+                self._target_failures,
+            ):
+                series.remove(target)
+
+    def forget_node(self, node: str) -> None:
+        """A node has left the topology: what is told of it alone ends."""
+        for series in (self._node_health, self._forwarded):
+            with contextlib.suppress(KeyError):
+                series.remove(node)
 
     def _lag_of(self, target: str) -> float:
         return max(lag_ms() for lag_ms in self._lags[target].values())

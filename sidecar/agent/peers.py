@@ -128,14 +128,13 @@ class Peers:
         self._store, self._me, self._now_us = store, me, now_us
         self.rows = Rows(me, members)
         self.told: dict[str, Told] = {}
-        self._is_prepared = False
+        self._is_prepared, self._asks_until_us = False, 0
         self._proofs: set[str] = set()
         self._deciding = asyncio.Lock()
         self._phase_since_us: tuple[str, Phase, int] = ("", Phase.UNPROVEN, 0)
         self._collected: tuple[Vector, Mapping[str, int]] | None = None
         self._walk = 0
-        self._others = [n for n in self.rows.members if n != me]
-        self._neighbours = set(self._others if neighbours is None else neighbours)
+        self._meet(neighbours)
         self._named: dict[str, str] = {}
         self._taken: Vector = {}
         # What others remember of this node, and nobody had any more when it had caught up.
@@ -148,12 +147,35 @@ class Peers:
         self._primacy = primacy
         self._heard = heard
         self._preparing = asyncio.Lock()
+        self._ticking = asyncio.Lock()
         self._members_of = ""
         self._removed_by: set[str] = set()
         self._told_removed: Removed = {}
         self.removed: Removed = {}
         # Whether this node differs from most of those it was compared with (`agent/scrub.py`).
         self.is_in_doubt = False
+
+    def _meet(self, neighbours: Collection[str] | None) -> None:
+        self._others = [n for n in self.rows.members if n != self._me]
+        self._neighbours = set(self._others if neighbours is None else neighbours)
+
+    async def adapt(self, members: Collection[str], neighbours: Collection[str] | None) -> None:
+        """The topology is another one; no session stands meanwhile. Arguments: as at the start.
+
+        What nodes that stay have said stays: until they say otherwise they have the old topology,
+        and nothing is collected. The next `prepare` keeps in the store who belongs and who went,
+        before anybody is told.
+        """
+        async with self._ticking, self._preparing:
+            self.rows.adapt(members)
+            self._meet(neighbours)
+            gone = self.told.keys() - set(self.rows.members)
+            for said in (self.told, self._named, self._more_of_me):
+                for node in gone & said.keys():
+                    del said[node]
+            self._proofs.intersection_update(self._others)
+            self._removed_by.intersection_update(self._others)
+            self._members_of = ""
 
     async def prepare(self) -> None:
         """Take up what the store knows of others, before anybody is told of them or greeted.
@@ -167,6 +189,7 @@ class Peers:
             if not self._is_prepared:
                 self.rows.restore(await store.rows(self._others))
                 self._is_prepared = True
+                self._asks_until_us = self._now_us() + PRESENT_US
             self._taken = await store.taken()
             removed = newest_removed(self.removed, self._told_removed)
             origin = store.origin
@@ -187,6 +210,21 @@ class Peers:
     def is_new(self) -> bool:
         """Whether this node has never had all that some other node had."""
         return bool(self._others) and not any(n in self.rows.known for n in self._others)
+
+    @property
+    def joins(self) -> str:
+        """Why this node shows less than the others do, in words; "" where it does not.
+
+        It is so for one that is new, until it has had all that some other one had.
+        """
+        if not self._is_prepared:
+            return "this node has not read yet what it knows of the others"
+        if not self.is_new:
+            return ""
+        if not self.told and self._now_us() < self._asks_until_us:
+            return "this node is new and has not heard of the others yet"
+        source = next((node for node, told in self.told.items() if not told.is_new), None)
+        return "" if source is None else f"this node is new and does not have yet what {source} has"
 
     def facts(self, to: str | None = None) -> dict[str, object]:
         """What hellos and heartbeats tell; to: a greeted node is told what it once had."""
@@ -230,7 +268,8 @@ class Peers:
         """A hello, or the answer to ours: it also tells what this node once had.
 
         What an older incarnation says than one that has been heard of is not taken: it learns from
-        the answer that there is a newer one, and begins a further one.
+        the answer that there is a newer one, and begins a further one. Raises
+        Unavailable("topology_changed") where it is no member, or not any more.
         """
         await self.prepare()
         origin = str(head.get("origin"))
@@ -288,6 +327,8 @@ class Peers:
             await self._primacy.hear(head.get("epoch"))
 
     def _hear(self, node: str, head: Mapping[str, object]) -> Told:
+        if node not in self.rows.members:
+            raise Unavailable("topology_changed", f"{node} is not in the topology of {self._me}")
         vector = decode_vector(head.get("vector"))
         self.rows.hear(node, _durable(head))
         self._heard(node, vector, node)
@@ -468,6 +509,10 @@ class Peers:
 
     async def tick(self) -> None:
         """Once a second: settle the own phase, believe and store rows."""
+        async with self._ticking:
+            await self._tick()
+
+    async def _tick(self) -> None:
         store = self._store
         if not store.is_open:
             return

@@ -4,6 +4,7 @@ Owns what counts as healthy, and the patience. What follows from it is decided i
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 
@@ -85,6 +86,8 @@ class Probes:
         interval_s: float = INTERVAL_S,
     ) -> None:
         self._others = {node.id: node for node in others}
+        self._asking: dict[NodeId, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
         self._calls, self._own, self._interval_s = calls, own, interval_s
         self._metrics = metrics
         self._standing = {node: _Standing() for node in self._others}
@@ -116,21 +119,47 @@ class Probes:
 
     async def run(self) -> None:
         """Ask every node for ever."""
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as self._group:
             for node in self._others.values():
-                group.create_task(self._ask_for_ever(node), name=f"probe {node.id}")
+                self._begin(node)
+            await asyncio.Event().wait()  # also without anybody to ask: others may come
+
+    def adapt(self, others: Iterable[Node]) -> None:
+        """Ask these nodes from here on. One that is new does not serve before it has said so."""
+        before, self._others = self._others, {node.id: node for node in others}
+        for node_id, node in before.items():
+            if self._others.get(node_id) == node:
+                continue
+            if (asking := self._asking.pop(node_id, None)) is not None:
+                asking.cancel()
+            del self._standing[node_id]
+            if node_id not in self._others:
+                self._metrics.forget_node(node_id)
+        for node in self._others.values():
+            if node.id not in self._standing:
+                self._standing[node.id] = standing = _Standing()
+                standing.health = NodeHealth.UNREACHABLE
+                self._begin(node)
+
+    def _begin(self, node: Node) -> None:
+        if self._group is not None:
+            asking = self._group.create_task(self._ask_for_ever(node), name=f"probe {node.id}")
+            self._asking[node.id] = asking
 
     async def _ask_for_ever(self, node: Node) -> None:
         standing = self._standing[node.id]
-        while True:
+        try:
+            while True:
+                standing.begin()
+                self._note(node.id, *await self._ask(node))
+                await standing.end()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval_s):
+                        await standing.wake.wait()
+        finally:
+            # It is asked no more: nobody waits for what would come of it.
             standing.begin()
-            self._note(node.id, *await self._ask(node))
             await standing.end()
-            try:
-                async with asyncio.timeout(self._interval_s):
-                    await standing.wake.wait()
-            except TimeoutError:
-                pass
 
     async def _ask(self, node: Node) -> tuple[NodeHealth, str, bool]:
         """Its health, why it is so, and whether it says so itself and means it."""

@@ -43,10 +43,15 @@ class Trimming:
     ) -> None:
         """marks: where the length of the feed is noted at each step."""
         self._marks = Marks() if marks is None else marks
-        self._store, self._targets, self._keep, self._held = store, targets, keep, held
+        self._store, self._targets, self._keep, self._held = store, tuple(targets), keep, held
         self._metrics, self._now_us = metrics, now_us
         self._left_behind: set[str] = set()
         metrics.feed_holds(keep.max_entries)
+
+    def adapt(self, targets: Sequence[str]) -> None:
+        """From here on nothing waits for other targets than these."""
+        self._targets = tuple(targets)
+        self._left_behind.intersection_update(targets)
 
     async def run(self) -> None:
         """Trim for ever, also across a Redis that goes and comes back."""

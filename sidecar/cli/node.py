@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sidecar.cli.common import ConfigOption, NodeOption, one_line, run_here, stop_on_signals
+from sidecar.cli.common import (
+    ConfigOption,
+    NodeOption,
+    one_line,
+    reload_on_hangup,
+    run_here,
+    stop_on_signals,
+)
+from sidecar.core.topology import ReplicationStrategy
 
 if TYPE_CHECKING:
     from sidecar.config import Config
@@ -18,15 +26,21 @@ commands = typer.Typer()
 
 @commands.command()
 def run(config: ConfigOption = None, node: NodeOption = None) -> None:
-    """Run one node in the foreground until SIGTERM or Ctrl-C."""
+    """Run one node in the foreground until SIGTERM or Ctrl-C; SIGHUP reloads its topology."""
     with one_line():
         from sidecar.config import load
 
         settings = load(config, node=node, environ=os.environ)
         from sidecar.app import run_node
+        from sidecar.reload import Reading
+
+        def read() -> "Config":
+            # Also where it was the only one of its region, and is no more.
+            return load(config, node=settings.node, environ=os.environ)
 
         async def serve() -> None:
-            await run_node(settings, stop=stop_on_signals())
+            reading = Reading(read, reload_on_hangup())
+            await run_node(settings, stop=stop_on_signals(), reading=reading)
 
         run_here(serve())
 
@@ -40,6 +54,9 @@ def demo(
     base_port: Annotated[
         int, typer.Option(help="Node i, from 0: app at base+10i, peer +1, admin +2.")
     ] = 8080,
+    strategy: Annotated[
+        ReplicationStrategy, typer.Option(help="Who takes writes; a primary is the first region.")
+    ] = ReplicationStrategy.ACTIVE_ACTIVE,
     ephemeral: Annotated[
         bool, typer.Option("--ephemeral", help="Keep the data in a temporary folder instead.")
     ] = False,
@@ -60,6 +77,7 @@ def demo(
                     say=typer.echo,
                     environ=os.environ,
                     farewell="removes their data" if ephemeral else "keeps their data",
+                    strategy=strategy,
                 )
 
             run_here(serve())

@@ -90,6 +90,10 @@ class Forwarder(Connections):
         self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
         self._is_proxy = is_proxy
 
+    def adapt(self, topology: Topology) -> None:
+        """From here on the nodes of this topology are the ones that a token may name."""
+        self._topology = topology
+
     def routed(self, request_type: RequestType, route: Route) -> Route:
         """The call, served where it belongs."""
 
