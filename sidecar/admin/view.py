@@ -33,6 +33,7 @@ class LinkState(StrEnum):
     LATE = "late"
     TRANSFER = "transfer"
     STALE = "stale"
+    PAUSED = "paused"
     UNKNOWN = "unknown"
     SILENT = "silent"
     CUT = "cut"
@@ -98,7 +99,7 @@ def deployment(
 
 def _part(nodes: Sequence[JsonObject], links: Sequence[JsonObject]) -> None:
     """Note of those that do not answer who reaches them all the same."""
-    is_lost = {LinkState.CUT.value, LinkState.SILENT.value, LinkState.UNKNOWN.value}
+    is_lost = {"cut", "silent", "unknown", "paused"}
     for node in nodes:
         node["reached_by"] = []
         if node["state"] in (NodeState.SILENT, NodeState.UNREACHABLE):
@@ -167,7 +168,7 @@ def _link(seen: Seen, target: str, told: Sequence[JsonObject]) -> JsonObject:
 
 def _link_state(told: Mapping[str, Any], age_ms: float) -> LinkState:
     if not told.get("connected"):
-        return LinkState.CUT
+        return LinkState.PAUSED if told.get("paused") else LinkState.CUT
     if (_number(told.get("heard_ms_ago")) or 0) + age_ms > SILENT_MS:
         return LinkState.SILENT
     lag_ms = _number(told.get("lag_ms")) or 0

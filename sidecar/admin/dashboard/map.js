@@ -94,7 +94,7 @@ export class DeploymentMap {
     const isDense = this.bundles.size > DENSE;
     set(this.canvas, "data-dense", isDense);
     // A cut is a cross on the line: among many links that says it.
-    const troubled = [...this.bundles].filter(([, one]) => ["stale", "silent", "transfer"].includes(one.state));
+    const troubled = [...this.bundles].filter(([, one]) => ["stale", "paused", "silent", "transfer"].includes(one.state));
     const labelled = new Set((isCalm ? [...this.bundles] : troubled.length <= MAX_LABELS ? troubled : [])
       .filter(([, one]) => !one.isInner).map(([key]) => key));
     // What is wrong is drawn last, above what is not.
@@ -115,7 +115,7 @@ export class DeploymentMap {
       set(group, "aria-label", this.linkText(one));
       set(reach, "d", drawn.path); set(line, "d", drawn.path);
       const isBroken = one.state === "cut";
-      set(arrow, "d", isBroken ? "M-5-5L5 5M-5 5L5-5" : "M-5-4.5L6 0L-5 4.5Z");
+      set(arrow, "d", isBroken ? "M-5-5L5 5M-5 5L5-5" : one.state === "paused" ? "M-4-5V5M4-5V5" : "M-5-4.5L6 0L-5 4.5Z");
       set(arrow, "transform", `translate(${round(drawn.arrow.x)} ${round(drawn.arrow.y)}) rotate(${round(isBroken ? 0 : drawn.arrow.angle)})`);
     });
     this.labels.show(order.filter((key) => labelled.has(key)), () => svg("text", { class: "label", "text-anchor": "middle", "aria-hidden": "true" }),
@@ -297,10 +297,10 @@ function linkDetail(one) {
 }
 
 export function showLegend() {
-  byId("legend").replaceChildren(...["fresh", "late", "stale", "transfer", "silent", "cut", "unknown"].map((state) =>
+  byId("legend").replaceChildren(...["fresh", "late", "stale", "transfer", "paused", "silent", "cut", "unknown"].map((state) =>
     el("li", {}, svg("svg", { viewBox: "0 0 40 12", class: "swatch link", "data-state": state, "aria-hidden": "true" },
       svg("path", { class: "line", d: "M1 6H39" }),
-      svg("path", { class: "arrow", d: state === "cut" ? "M15 1L25 11M15 11L25 1" : "M16 2L26 6L16 10Z" })), LINK_WORDS[state])),
+      svg("path", { class: "arrow", d: state === "cut" ? "M15 1L25 11M15 11L25 1" : state === "paused" ? "M17 1.5V10.5M23 1.5V10.5" : "M16 2L26 6L16 10Z" })), LINK_WORDS[state])),
     ...["healthy", "degraded", "unhealthy", "silent", "apart", "unreachable"].map((state) =>
       el("li", {}, svg("svg", { viewBox: "-12 -12 24 24", class: "dot-swatch node", "data-state": state, "aria-hidden": "true" },
         svg("circle", { class: "body", r: 10 }), svg("path", { class: "sign", d: SIGNS[state] })), NODE_WORDS[state])));
