@@ -36,6 +36,7 @@ from sidecar.peer.promoting import Promoting
 from sidecar.peer.server import Reception, peer_app
 from sidecar.proxy.assembly import Proxy, ProxyParts
 from sidecar.proxy.front import proxy_listener
+from sidecar.security.guard import Door, Guard
 from sidecar.serving import listening, redis_url, running
 
 log = logging.getLogger(__name__)
@@ -63,10 +64,12 @@ async def _serve(
     node = config.this_node
     timeout_s = float(config.replication.agent.request_timeout_secs)
     loops = await stack.enter_async_context(asyncio.TaskGroup())
+    answers = Answers(node)
+    guard = Guard(config, answers)
     url = await redis_url(config, stack, loops)
     metrics = Metrics()
-    dialler = await stack.enter_async_context(Dialler(timeout_s))
-    calls = await stack.enter_async_context(PeerCalls(timeout_s))
+    dialler = await stack.enter_async_context(Dialler(timeout_s, guard.links))
+    calls = await stack.enter_async_context(PeerCalls(timeout_s, guard.links))
     others = [other for other in config.topology.nodes() if other.id != node.id]
 
     def own_health() -> NodeHealth:
@@ -94,12 +97,12 @@ async def _serve(
             doubt=probes.doubt,
             forwarded=metrics.forwarded,
             is_proxy=config.database is not None,
+            links=guard.links,
         )
     )
-    answers = Answers(node)
     proxy = None
     if config.database is not None:
-        parts = ProxyParts(config, partitions, forwarder, answers, metrics)
+        parts = ProxyParts(config, partitions, forwarder, answers, metrics, guard.app_keys)
         proxy = await stack.enter_async_context(Proxy(config.database, parts))
         health.behind_stands(proxy)
     promoting = Promoting(partitions.everywhere.promotion, answers)
@@ -113,33 +116,51 @@ async def _serve(
         probes=probes,
         database=database.status,
     )
-    conflicts = ConflictLog([one.store for one in partitions], answers)
-    admin = admin_app(metrics, health, conflicts, operations, database)
-    reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
-    peer = peer_app(reception, health, Inspection(partitions, answers), promoting)
+    admin = admin_app(
+        metrics,
+        health,
+        ConflictLog([one.store for one in partitions], answers),
+        operations,
+        database,
+        guards=guard.of_admin,
+    )
+    peer = peer_app(
+        Reception({one.name: one.receiver for one in partitions}, timeout_s, guard.links),
+        health,
+        Inspection(partitions, answers),
+        promoting,
+        *guard.of_peers,
+    )
     options = {"shutdown_timeout": float(config.drain_timeout_s)}
-    native = native_app(partitions, node=node, health=health.check, routed=forwarder.routed)
+    native = native_app(
+        partitions,
+        node=node,
+        health=health.check,
+        routed=forwarder.routed,
+        keys=guard.app_keys,
+    )
     if proxy is None:
         serve_forwarded(peer, native)
         app = app_listener(native, **options)
     else:
         app = proxy_listener(peer, proxy.front, native, health.answer, **options)
-    listeners: list[tuple[str, Address, web.AppRunner]] = [
-        ("admin", config.admin_address, AppListener(admin, answers)),
+    listeners: list[tuple[str, Address, web.AppRunner, Door]] = [
+        ("admin", config.admin_address, AppListener(admin, answers), guard.admin_door),
         (
             "peer",
             config.peer_address,
             _peer_listener(peer, answers, is_proxy=proxy is not None),
+            guard.peer_door,
         ),
     ]
-    for name, address, runner in listeners:
-        await stack.enter_async_context(listening(name, address, runner))
+    for name, address, runner, door in listeners:
+        await stack.enter_async_context(listening(name, address, runner, door))
     behind = proxy.loops() if proxy else ()
     await stack.enter_async_context(running(loops, *partitions.loops(), probes.run(), *behind))
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
     stack.push_async_callback(partitions.hand_over, min(2.0, config.drain_timeout_s))
-    await stack.enter_async_context(listening("app", config.app_address, app))
+    await stack.enter_async_context(listening("app", config.app_address, app, guard.app_door))
 
     stopped = asyncio.create_task(stop.wait())
     opened = asyncio.create_task(partitions.opened())

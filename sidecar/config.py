@@ -126,7 +126,7 @@ def _settled(config: Config, node: str | None, variables: Mapping[str, str]) -> 
 
 
 def _beside(path: Path | None, config: Config) -> Config:
-    """The paths of a script and of a key count from the folder of the file, where there is one."""
+    """Paths of a script and of secrets count from the folder of the file, where there is one."""
     if path is None:
         return config
     replication, database = config.replication, config.database
@@ -136,7 +136,10 @@ def _beside(path: Path | None, config: Config) -> Config:
     if database is not None and database.token_file is not None:
         token_file = path.parent / database.token_file
         database = database.model_copy(update={"token_file": token_file})
-    return config.model_copy(update={"replication": replication, "database": database})
+    security = config.security and config.security.beside(path.parent)
+    return config.model_copy(
+        update={"replication": replication, "database": database, "security": security}
+    )
 
 
 def _refuse_clashes(config: Config) -> None:
