@@ -189,6 +189,8 @@ def _parked_in_words(parked: Sequence[Mapping[str, str]]) -> str:
 def _target(node: str, target: JsonObject, transfer: JsonObject | None) -> tuple[str, ...]:
     stands = "connected" if target["connected"] else "not connected"
     session = "unreachable" if target["unreachable"] else stands
+    if target.get("paused"):
+        session = "paused"
     error = "" if target["connected"] else target["last_error"] or ""
     sent = _share(transfer) if transfer else ""
     return node, session, f"{target['lag_ms']:,.0f} ms", target["acknowledged"], sent, error

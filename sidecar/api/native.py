@@ -55,13 +55,14 @@ def native_app(
     node: Node,
     health: Health,
     watch_limits: WatchLimits | None = None,
+    probes: Mapping[str, Route] | None = None,
     routed: Routed = lambda _, route: route,
     keys: AppKeys | None = None,
 ) -> web.Application:
     """The application of the app listener; serve it with `app_listener`.
 
-    routed: lets another node serve a call where this one does not. keys: what applications show;
-    None: nothing.
+    probes: path -> what a GET of it answers. routed: lets another node serve a call where this one
+    does not. keys: what applications show; None: nothing.
     """
     answers = Answers(node)
     native = Native(partitions, answers)
@@ -91,6 +92,7 @@ def native_app(
     }
     app[OF_APPLICATIONS] = dict(routes)
     routes["GET", "/health"] = _health_route(answers, node, health)
+    routes |= {("GET", path): route for path, route in (probes or {}).items()}
     app[CALLS] = {place: answers.guarded(call) for place, (_, call) in calls.items()}
     expect = _expect_route(answers)
     for (method, path), route in routes.items():

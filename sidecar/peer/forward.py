@@ -14,6 +14,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from sidecar import logs, request_ids
 from sidecar.api.answers import Route
 from sidecar.api.headers import DEFAULT_TENANT
 from sidecar.core.router import RequestType, Router
@@ -99,6 +100,10 @@ class Forwarder(Connections):
         self._router, self._topology, self._here = router, topology, here
         self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
         self._is_proxy = is_proxy
+
+    def adapt(self, topology: Topology) -> None:
+        """From here on the nodes of this topology are the ones that a token may name."""
+        self._topology = topology
 
     def routed(self, request_type: RequestType, route: Route) -> Route:
         """The call, served where it belongs."""
@@ -240,11 +245,13 @@ class Forwarder(Connections):
             # Query and all, so that nothing of it is read as anything else.
             target = DATABASE_PREFIX + target_of(request)
             url = URL(f"{self._links.scheme}://{node.endpoint}").with_path(target, encoded=True)
-            asked = sending(request, await body_of(request))
-            asked.headers.update(self._signed(node, request, target, asked.body))
-            return url, {"data": asked}
+            passing = sending(request, await body_of(request))
+            passing.headers[request_ids.FROM_NODE] = logs.request_id()
+            passing.headers.update(self._signed(node, request, target, passing.body))
+            return url, {"data": passing}
         known = ((name, request.headers.get(name)) for name in PASSED)
         headers = CIMultiDict((name, value) for name, value in known if value is not None)
+        headers[request_ids.FROM_NODE] = logs.request_id()
         url = URL(f"{self._links.scheme}://{node.endpoint}{request.path_qs}", encoded=True)
         body = await request.read()
         headers.update(self._signed(node, request, url.raw_path_qs, body))
@@ -290,6 +297,7 @@ class Forwarder(Connections):
             if answer.status in NOT_OF_NODE and FROM_DATABASE.decode() not in answer.headers:
                 _raise_if_not_served(body)
             return Passed(answer.status, answer.reason, head, length, body)
+        request_ids.add_to(head)
         return await relay(request, answer, head, whose=f"node {node.id}")
 
 

@@ -55,6 +55,10 @@ class OpenStore:
 
     is_proxied: ClassVar[bool] = False
 
+    def adapt(self, *, has_peers: bool) -> None:
+        """The topology is another one: whether there are other nodes in it."""
+        self._has_peers = has_peers
+
     def __init__(
         self,
         url: str,

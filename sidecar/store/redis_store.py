@@ -570,6 +570,17 @@ class RedisStore(OpenStore):
         """How many tuples are not one live sibling."""
         return int(await self._read("ZCARD", self.keys.unsettled))
 
+    async def oldest_unsettled(self) -> int | None:
+        """The timestamp of the oldest tuple that is not one live sibling; None without any.
+
+        One that has no sibling at all has no timestamp.
+        """
+        oldest = ("ZRANGEBYSCORE", self.keys.unsettled, "(0", "+inf", "LIMIT", 0, 1)
+        names = await self._read(*oldest)
+        # Two questions: it may be collected between them.
+        score = await self._read("ZSCORE", self.keys.unsettled, names[0]) if names else None
+        return None if score is None else int(float(score))
+
     async def collect(self, stable: Vector, ended: Mapping[str, int], after: int = 0) -> int | None:
         """Collect among some unsettled tuples from this one on; where to go on, None at the end.
 
