@@ -163,7 +163,12 @@ async def _serve(
     Doubts(probes, answers).add_to(peer)
     own = readiness.routes()
     native = native_app(
-        partitions, node=node, health=health.check, probes=own, routed=forwarder.routed
+        partitions,
+        node=node,
+        health=health.check,
+        answers=answers,
+        probes=own,
+        routed=forwarder.routed,
     )
     if proxy is None:
         serve_forwarded(peer, native)

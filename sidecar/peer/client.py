@@ -49,7 +49,7 @@ class Dialler(Connections):
 
     @asynccontextmanager
     async def dial(self, target: str, endpoint: str) -> AsyncIterator[Link]:
-        """A link to the node at `host:port`. Raises Unavailable("unreachable")."""
+        """A link to the node at `host:port`. Raises Unavailable("unreachable" | "not_let_in")."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 socket = await self._session.ws_connect(
@@ -60,6 +60,11 @@ class Dialler(Connections):
                     compress=0,
                     timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
                 )
+        except aiohttp.WSServerHandshakeError as error:
+            # A code of its own: it is there, and why it takes no session is news.
+            raise Unavailable(
+                "not_let_in", f"{target} at {endpoint} takes no session: HTTP {error.status}"
+            ) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             detail = str(error) or f"no answer within {self._timeout_s:.0f} s"
             raise Unavailable(
