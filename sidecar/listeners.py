@@ -137,6 +137,7 @@ class Listeners:
             parts.partitions,
             node=parts.node,
             health=parts.health.check,
+            answers=parts.answers,
             probes=probes,
             routed=parts.forwarder.routed,
             keys=parts.guard.app_keys,

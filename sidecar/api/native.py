@@ -56,6 +56,7 @@ def native_app(
     *,
     node: Node,
     health: Health,
+    answers: Answers | None = None,
     watch_limits: WatchLimits | None = None,
     probes: Mapping[str, Route] | None = None,
     routed: Routed = lambda _, route: route,
@@ -63,10 +64,10 @@ def native_app(
 ) -> web.Application:
     """The application of the app listener; serve it with `app_listener`.
 
-    probes: path -> what a GET of it answers. routed: lets another node serve a call where this one
-    does not. keys: what applications show; None: nothing.
+    answers: those of the whole node. probes: path -> what a GET of it answers. routed: lets another
+    node serve a call where this one does not. keys: what applications show; None: nothing.
     """
-    answers = Answers(node)
+    answers = answers or Answers(node)
     native = Native(partitions, answers)
     watch = Watch(partitions, answers, watch_limits or WatchLimits(), waits.reach)
     app = web.Application(client_max_size=bodies.MAX_BODY_BYTES)
