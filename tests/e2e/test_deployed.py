@@ -12,7 +12,6 @@ import pytest
 import redis
 import yaml
 
-from sidecar.settings import Config
 from tests.promql import DEPLOY
 from tests.servers import running_valkey
 from tests.world import sidecar
@@ -23,6 +22,7 @@ WANTED = {
     "save": "",
     "maxmemory-policy": "noeviction",
 }
+SECRETS = ("etc/sidecar/secrets/admin.token", "run/secrets/admin.token", "run/secrets/peer.key")
 
 
 def compose() -> dict[str, Any]:
@@ -76,24 +76,45 @@ def test_valkey_starts_with_the_settings_of_the_manifests(place: str) -> None:
         stack.callback(client.close)
         for name, value in WANTED.items():
             assert client.config_get(name) == {name: value}
-        assert int(client.config_get("maxmemory")["maxmemory"]) >= 512 << 20
+        assert int(client.config_get("maxmemory")["maxmemory"] or 0) >= 512 << 20
 
 
-@pytest.mark.skipif("security" not in Config.model_fields, reason="without security settings")
 @pytest.mark.parametrize("place", ["kubernetes", "compose"])
-def test_check_config_takes_the_files(place: str, tmp_path: Path) -> None:
-    """With the secrets where a container has them: below a folder here instead of /."""
+def test_check_config_takes_the_files_and_the_secrets_beside_them(
+    place: str, tmp_path: Path
+) -> None:
+    """With the paths of a container below a folder here instead of /."""
+    # Both are there as soon as nodes prove who they are.
+    certificates = pytest.importorskip("tests.certificates")
     text, node = common(), "us-west-1-0"
     if place == "compose":
         text, node = (DEPLOY / "compose/sidecar.yaml").read_text(), "node1"
-    for path in ("/etc/sidecar", "/run/secrets"):
-        text = text.replace(path, f"{tmp_path}{path}")
+
+    def below(text: str) -> str:
+        return re.sub(r"(/etc/sidecar|/run/secrets)/", rf"{tmp_path}\1/", text)
+
     for name in SECRETS:
         secret = tmp_path / name
         secret.parent.mkdir(parents=True, exist_ok=True)
         secret.write_text("0123456789abcdef0123456789abcdef\n")
         secret.chmod(0o400)
+    # As docs/deploying.md says that they are to be.
+    authority = certificates.Authority()
+    issued = authority.issue(tmp_path / "issued", uris=[f"spiffe://example.org/node/{node}"])
+    tls = tmp_path / "etc/sidecar/tls"
+    tls.mkdir()
+    issued.certificate.rename(tls / f"{node}.crt")
+    issued.key.rename(tls / f"{node}.key")
+    authority.write(tls / "ca.crt")
+
     file = tmp_path / "sidecar.yaml"
-    file.write_text(text)
-    done = sidecar("check-config", str(file), "--node", node, environ=environ_of(place, node))
+    file.write_text(below(text))
+    environ = {name: below(text) for name, text in environ_of(place, node).items()}
+    done = sidecar("check-config", str(file), "--node", node, environ=environ)
     assert done.returncode == 0, done.stderr
+
+    for path in [*tls.iterdir(), *(tmp_path / name for name in SECRETS)]:
+        path.unlink()
+    done = sidecar("check-config", str(file), "--node", node, environ=environ)
+    assert done.returncode == 2, "without them it says so"
+    assert "security." in done.stderr
