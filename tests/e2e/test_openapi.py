@@ -43,7 +43,7 @@ def test_nothing_is_found_that_the_document_does_not_say(
         [
             *(sys.executable, "-m", "schemathesis.cli"),
             *("--config-file", str(ROOT / "tests" / "openapi" / "schemathesis.toml")),
-            *("run", f"{url}/openapi.json", "--seed", str(SEED), "--max-examples", "15"),
+            *("run", f"{url}/openapi.json", "--seed", str(SEED), "--max-examples", "10"),
             *(
                 "--phases",
                 "coverage,fuzzing",

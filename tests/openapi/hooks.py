@@ -52,7 +52,7 @@ def _of_one_type(wanted: Any) -> None:
         return
     kind, resource = wanted.get("resource_type"), wanted.get("resource")
     if _is(RESOURCE_PATTERN, resource) and _is(NAME_PATTERN, kind):
-        wanted["resource_type"] = resource.partition(":")[0]
+        wanted["resource_type"] = str(resource).partition(":")[0]
 
 
 def _distinct(entries: Any) -> None:
