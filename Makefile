@@ -40,8 +40,8 @@ check: $(STAMP) ## Lint, format and types
 test: check ## check, then every suite, with the seconds of each (ARGS goes to pytest)
 	@$(BIN)/python tests/run_suites.py $(SUITES) -- $(ARGS)
 
-test-real: $(STAMP) ## Against real databases: fetches SpiceDB, says what could not be had
-	@$(BIN)/python tests/real/fetch.py
+test-real: $(STAMP) ## Against real programs: fetches SpiceDB and Prometheus, says what could not be had
+	@$(BIN)/python -m tests.real.fetch
 	@$(BIN)/python tests/run_suites.py real -- $(ARGS)
 
 soak: $(STAMP) ## The long random runs

@@ -126,17 +126,20 @@ def _settled(config: Config, node: str | None, variables: Mapping[str, str]) -> 
 
 
 def _beside(path: Path | None, config: Config) -> Config:
-    """The paths of a script and of a key count from the folder of the file, where there is one."""
+    """The paths of other files count from the folder of this one, where there is one."""
     if path is None:
         return config
-    replication, database = config.replication, config.database
+    replication, database, log = config.replication, config.database, config.log
     if replication.custom_script is not None:
         script = path.parent / replication.custom_script
         replication = replication.model_copy(update={"custom_script": script})
     if database is not None and database.token_file is not None:
         token_file = path.parent / database.token_file
         database = database.model_copy(update={"token_file": token_file})
-    return config.model_copy(update={"replication": replication, "database": database})
+    if log.file is not None:
+        log = log.model_copy(update={"file": path.parent / log.file})
+    changed = {"replication": replication, "database": database, "log": log}
+    return config.model_copy(update=changed)
 
 
 def _refuse_clashes(config: Config) -> None:

@@ -6,9 +6,11 @@ from typing import Protocol, Self
 
 from aiohttp import web
 
+from sidecar.agent.probe import DRAINING
 from sidecar.agent.ship import Target
 from sidecar.core.router import NodeHealth
 from sidecar.core.topology import Node
+from sidecar.store.calls import Phase
 from sidecar.store.redis_store import RedisStore
 
 RELEASE = version("inferadb-sidecar")
@@ -54,6 +56,16 @@ class Health:
         self._node, self._store, self._targets, self._damage = node, store, targets, damage
         self._restricted = restricted or {}
         self._database: Behind | None = None
+        self._is_draining = False
+
+    @property
+    def who(self) -> dict[str, str]:
+        """Which node this is."""
+        return {"node": self._node.id, "region": self._node.region, "release": RELEASE}
+
+    def drains(self) -> None:
+        """This node is about to end: it goes on serving who comes, and wants nobody to come."""
+        self._is_draining = True
 
     def behind_stands(self, database: Behind) -> None:
         """A database stands behind this node: it serves when that does."""
@@ -72,25 +84,46 @@ class Health:
             **({"database": self._database.facts()} if self._database else {}),
             "status": word,
             "reasons": reasons,
-            "node": self._node.id,
-            "region": self._node.region,
-            "release": RELEASE,
+            # For other nodes: that it does not serve is not to be seen twice before it is believed.
+            **({"error": DRAINING, "message": reasons[0]} if self._is_draining else {}),
+            **self.who,
         }
 
-    def _judge(self) -> tuple[bool, list[str]]:
-        why_not = self._store.serves_not_because
-        reasons = [f"store: {why_not}"] if why_not else []
+    def not_ready_because(self) -> list[str]:
+        """Why applications should not come here, in words; empty: they should.
+
+        Of the other partitions only what ends by itself, and soon, counts: they are independent.
+        """
+        reasons = self._serves_not_because()
+        for regions, health in self._restricted.items():
+            store = health._store
+            if not store.is_open or store.phase is Phase.UNPROVEN:
+                reasons.append(f"tenants of {regions}: store: {store.serves_not_because}")
+        return reasons
+
+    def _serves_not_because(self) -> list[str]:
+        reasons = []
+        if self._is_draining:
+            reasons.append("draining: this node is about to end")
+        if why_not := self._store.serves_not_because:
+            reasons.append(f"store: {why_not}")
         if self._store.takes_no_writes_because:
             reasons.append(f"writes are refused: {self._store.takes_no_writes_because}")
         if self._database and self._database.away_because:
             reasons.append(f"database: {self._database.away_because}")
+        return reasons
+
+    def _judge(self) -> tuple[bool, list[str]]:
+        reasons = self._serves_not_because()
         is_serving = not reasons
         reasons += self._database.reasons() if self._database else []
         if self._store.full_because:
             reasons.append(f"store is full, writes are refused: {self._store.full_because}")
         reasons += self._damage()
         for target in self._targets:
-            if not target.is_connected:
+            if target.is_paused:
+                reasons.append(f"replication to target {target.node} is paused by an operator")
+            elif not target.is_connected:
                 why = target.last_error or "no session yet"
                 reasons.append(f"target {target.node} is not connected: {why}")
         return is_serving, reasons

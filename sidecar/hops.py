@@ -26,6 +26,8 @@ HOP_BY_HOP: Final = frozenset(
         *(b"trailer", b"transfer-encoding", b"upgrade", b"proxy-connection"),
         # Made anew.
         b"content-length",
+        # Ours, between nodes: from elsewhere it is nobody's.
+        b"x-sidecar-request-id",
     }
 )
 """About the link alone (RFC 9110, 7.6.1)."""

@@ -3,7 +3,9 @@
 The ten names of the seed carry no labels; what belongs to one target has a name of its own.
 """
 
+import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Self
@@ -46,6 +48,15 @@ class _Shared:
         told = self._told.setdefault(labels, {})
         told[partition] = value
         (self._gauge.labels(*labels) if labels else self._gauge).set(self._come_to(told.values()))
+
+    def forget(self, partition: str, *labels: str) -> None:
+        """A partition has no part in it any more; the series ends with the last of them."""
+        told = self._told.get(labels, {})
+        told.pop(partition, None)
+        if told:
+            self._gauge.labels(*labels).set(self._come_to(told.values()))
+        elif self._told.pop(labels, None) is not None:
+            self._gauge.remove(*labels)
 
     @property
     def total(self) -> float:
@@ -146,10 +157,26 @@ class Metrics:
             "Writes of which it is being found out whether the database has carried them out",
         )
         self._database_up = gauge(
-            "inferadb_sidecar_database_up", "1 while the database behind this node answers"
+            "inferadb_sidecar_database_up",
+            "1 while the database behind this node answers; NaN where there is none",
+        )
+        # A 0 would be an alarm where there is nothing that could be up.
+        self._database_up.set(math.nan)
+        self._ready = gauge(
+            "inferadb_sidecar_ready", "1 while this node is ready to serve reads and writes"
+        )
+        self._clock_ahead = shared(
+            partial(max, key=abs, default=0.0),
+            "inferadb_sidecar_clock_ahead_seconds",
+            "How far the clock here is ahead of those of the other nodes, their median",
         )
         self._feed_entries = shared(
             sum, "inferadb_sidecar_feed_entries", "Transactions in the feed of this node"
+        )
+        self._feed_most = shared(
+            sum,
+            "inferadb_sidecar_feed_max_entries",
+            "Transactions that the feed may hold before those go that a target still needs",
         )
         self._feed_trimmed = counter(
             "inferadb_sidecar_feed_trimmed_total", "Transactions taken off the feed"
@@ -203,6 +230,11 @@ class Metrics:
             "inferadb_sidecar_unsettled_tuples",
             "Tuples kept for what not every node has seen yet: deleted ones and conflicts",
         )
+        self._unsettled_age = shared(
+            max,
+            "inferadb_sidecar_unsettled_oldest_seconds",
+            "Age of the oldest write that is kept for what not every node has seen yet",
+        )
         self._parked = shared(
             sum,
             "inferadb_sidecar_parked_transactions",
@@ -234,6 +266,12 @@ class Metrics:
             ("target",),
             registry=registry,
         )
+        self._target_attempts = Counter(
+            "inferadb_replication_target_attempts_total",
+            "Attempts with this target: sessions begun and batches sent",
+            ("target",),
+            registry=registry,
+        )
         self._target_failures = Counter(
             "inferadb_replication_target_failures_total",
             "Failed attempts with this target",
@@ -248,10 +286,19 @@ class Metrics:
         return part
 
     def has_targets(self, targets: dict[str, Callable[[], float]]) -> None:
-        """The targets of a partition: each with a function that tells its lag in milliseconds."""
+        """The targets of a partition: each with a function that tells its lag in milliseconds.
+
+        Asked again when they have changed: the series of those that went end.
+        """
         here = self._partition
+        for target in [t for t, lags in self._lags.items() if here in lags and t not in targets]:
+            self._forget_target(target)
         for target, lag_ms in targets.items():
-            self._lags.setdefault(target, {})[here] = lag_ms
+            lags = self._lags.setdefault(target, {})
+            is_known = here in lags
+            lags[here] = lag_ms
+            if is_known:
+                continue
             self._target_lag.labels(target).set_function(partial(self._lag_of, target))
             self._target_connected.tell(here, 0, target)
             self._target_unreachable.tell(here, 0, target)
@@ -259,9 +306,32 @@ class Metrics:
             self._resync_suggested.tell(here, 0, target)
             self._unequal_buckets.tell(here, 0, target)
             self._target_changes.labels(target)
+            self._target_attempts.labels(target)
             self._target_failures.labels(target)
         self._targets.set(len(self._lags))
+        self._connected.set(self._target_connected.total)
         self._lag.set_function(lambda: max(map(self._lag_of, self._lags), default=0.0))
+
+    def _forget_target(self, target: str) -> None:
+        for shared in (
+            self._target_connected,
+            self._target_unreachable,
+            self._target_transfer,
+            self._resync_suggested,
+            self._unequal_buckets,
+        ):
+            shared.forget(self._partition, target)
+        del self._lags[target][self._partition]
+        if not self._lags[target]:
+            del self._lags[target]
+            for series in (self._target_lag, self._target_changes, self._target_failures):
+                series.remove(target)
+
+    def forget_node(self, node: str) -> None:
+        """A node has left the topology: what is told of it alone ends."""
+        for series in (self._node_health, self._forwarded):
+            with contextlib.suppress(KeyError):
+                series.remove(node)
 
     def _lag_of(self, target: str) -> float:
         return max(lag_ms() for lag_ms in self._lags[target].values())
@@ -296,13 +366,14 @@ class Metrics:
         self._resolved_local.inc(local)
         self._resolved_remote.inc(remote)
 
-    def attempted(self) -> None:
-        """A session was begun or a batch was sent."""
+    def attempted(self, target: str) -> None:
+        """A session with a target was begun."""
         self._attempts.inc()
+        self._target_attempts.labels(target).inc()
 
-    def sent(self, changes: int) -> None:
-        """A batch was sent."""
-        self._attempts.inc()
+    def sent(self, target: str, changes: int) -> None:
+        """A batch was sent to a target."""
+        self.attempted(target)
         self._batch_size.observe(changes)
 
     def acknowledged(self, target: str, changes: int, duration_s: float) -> None:
@@ -325,9 +396,18 @@ class Metrics:
         """A state transfer to a target has come so far; 1 at its end."""
         self._target_transfer.tell(self._partition, ratio, target)
 
-    def unsettled(self, tuples: int, held_by: str | None) -> None:
-        """How many tuples wait for collection, and the node they wait for."""
+    def is_ready_when(self, is_ready: Callable[[], bool]) -> None:
+        """Who tells whether this node is ready, each time it is asked."""
+        self._ready.set_function(lambda: float(is_ready()))
+
+    def clock_ahead(self, seconds: float) -> None:
+        """The clock here is so far ahead of those of the others; below 0 it is behind."""
+        self._clock_ahead.tell(self._partition, seconds)
+
+    def unsettled(self, tuples: int, held_by: str | None, oldest_s: float) -> None:
+        """How many tuples wait for collection, how old the oldest is, the node they wait for."""
         self._unsettled.tell(self._partition, tuples)
+        self._unsettled_age.tell(self._partition, oldest_s)
         self._held_by[self._partition] = held_by if tuples else None
         self._holds_back.clear()
         for node in filter(None, self._held_by.values()):
@@ -345,6 +425,10 @@ class Metrics:
         """So many transactions were taken off the feed, and so many are left in it."""
         self._feed_trimmed.inc(transactions)
         self._feed_entries.tell(self._partition, left)
+
+    def feed_holds(self, most: int) -> None:
+        """So many transactions may be in the feed before those go that a target still needs."""
+        self._feed_most.tell(self._partition, most)
 
     def resync_suggested(self, target: str, is_suggested: bool) -> None:
         """The feed was trimmed past what a target has acknowledged, or it is beyond that again."""
@@ -365,6 +449,20 @@ class Metrics:
     def store_full(self, is_full: bool) -> None:
         """Redis has, or has no longer, too little memory left for writes of applications."""
         self._store_full.set(int(is_full))
+
+    def counts(self) -> dict[str, int]:
+        """What has happened since the start, for rates."""
+        counted = {
+            "writes": "inferadb_sidecar_writes_total",
+            "merged": "inferadb_replication_merged_transactions_total",
+            "changes_shipped": "inferadb_replication_changes_total",
+            "attempts": "inferadb_replication_attempts_total",
+            "failures": "inferadb_replication_failures_total",
+            "conflicts": "inferadb_replication_conflicts_total",
+            "conflicts_resolved_local": "inferadb_replication_conflicts_resolved_local",
+            "conflicts_resolved_remote": "inferadb_replication_conflicts_resolved_remote",
+        }
+        return {word: int(self.value(name)) for word, name in counted.items()}
 
     def value(self, name: str) -> float:
         """What a metric without labels says now, by its name at /metrics."""

@@ -6,11 +6,12 @@ goes to which partition, is the business of `app`.
 
 import random
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
+from sidecar.agent.backlog import Backlog
 from sidecar.agent.collect import collect
 from sidecar.agent.concern import Concerns
 from sidecar.agent.digests import Digests
@@ -22,6 +23,7 @@ from sidecar.agent.ship import Retries, Shipping, Target
 from sidecar.agent.tail import Tail
 from sidecar.agent.trim import Trimming
 from sidecar.config import Config
+from sidecar.core.marks import Marks
 from sidecar.core.residency import GLOBAL
 from sidecar.core.routing import carried, neighbours
 from sidecar.core.sender import Limits
@@ -84,6 +86,35 @@ def _topology_of(config: Config, name: str) -> Topology:
     return config.topology if regions is None else config.topology.within(regions)
 
 
+class _Place(NamedTuple):
+    """Where a node stands in the topology of a partition.
+
+    regions: node -> region, of all nodes. reachable: where its writes arrive. neighbours: the nodes
+    that a session leads to or comes from. targets: the nodes it ships to.
+    """
+
+    topology: Topology
+    regions: Mapping[str, str]
+    reachable: Collection[str]
+    neighbours: Collection[str]
+    targets: Sequence[Target]
+
+
+def _place_of(config: Config, name: str) -> _Place:
+    node, topology = config.this_node, _topology_of(config, name)
+    graph = {str(n.id): [str(t.id) for t in topology.targets_of(n.id)] for n in topology.nodes()}
+    return _Place(
+        topology,
+        {str(n.id): str(n.region) for n in topology.nodes()},
+        topology.reachable_from(node.region),
+        neighbours(graph, node.id),
+        [
+            Target(target.id, target.endpoint, carried(graph, node.id, target.id))
+            for target in topology.targets_of(node.id)
+        ],
+    )
+
+
 class Partition:
     """One store of `config.this_node` at the Redis `url`, its feed, its peers and its sessions.
 
@@ -111,13 +142,9 @@ class Partition:
         """
         node, replication = config.this_node, config.replication
         self.name, self.regions = name, config.residency.sets.get(name)
-        topology = _topology_of(config, name)
+        place = _place_of(config, name)
         agent = replication.agent
         timeout_s = float(agent.request_timeout_secs)
-        regions = {str(n.id): str(n.region) for n in topology.nodes()}
-        graph = {
-            str(n.id): [str(t.id) for t in topology.targets_of(n.id)] for n in topology.nodes()
-        }
         self._metrics = metrics = metrics.of(name)
         self._opens_store = tail is None
         self.store = store_of(config, url, metrics, name, check) if tail is None else tail.store
@@ -131,32 +158,29 @@ class Partition:
             residency=config.residency.fingerprint,
         )
         self.tail = tail or Tail(self.store, agent.buffer_size)
-        self.concerns = Concerns(self.store, regions, topology.reachable_from(node.region))
-        self.primacy = Primacy(self.store, topology, node.region, metrics)
+        self.concerns = Concerns(self.store, place.regions, place.reachable)
+        self.primacy = Primacy(self.store, place.topology, node.region, metrics)
         self.store.fence_by(self.primacy.refusal)
         self.peers = Peers(
             self.store,
             node.id,
-            regions,
+            place.regions,
             _monotonic_us,
-            neighbours(graph, node.id),
+            place.neighbours,
             wall_us=now_us,
             max_ahead_us=replication.max_clock_skew_ms * 1000,
             heard=self.concerns.heard,
             primacy=self.primacy,
         )
         self.promotion = Promotion(
-            node, topology, self.store, self.peers, primacy=self.primacy, calls=calls
+            node, place.topology, self.store, self.peers, primacy=self.primacy, calls=calls
         )
         self.shipping = Shipping(
             self.store,
             self.tail,
             dialler,
             self.peers,
-            [
-                Target(target.id, target.endpoint, carried(graph, node.id, target.id))
-                for target in topology.targets_of(node.id)
-            ],
+            place.targets,
             concerns=self.concerns,
             me=self.me,
             limits=Limits(replication.window, agent.batch_size, int(timeout_s * 1e6)),
@@ -167,6 +191,8 @@ class Partition:
             now_us=now_us,
             session_ended=session_ended,
         )
+        marks = Marks()
+        self.backlog = Backlog(self.store, self.peers, marks)
         self._trimming = Trimming(
             self.store,
             [target.node for target in self.shipping.targets],
@@ -174,6 +200,7 @@ class Partition:
             held=self.shipping.held,
             metrics=metrics,
             now_us=now_us,
+            marks=marks,
         )
         self.digests = Digests(self.store)
         self.scrub = Scrub(
@@ -186,7 +213,28 @@ class Partition:
             interval_s=replication.anti_entropy_interval_s,
             metrics=metrics,
         )
-        self.receiver = Receiver(self.store, self.peers, self.me, regions, timeout_s)
+        self.receiver = Receiver(self.store, self.peers, self.me, place.regions, timeout_s)
+
+    async def adapt(self, config: Config) -> None:
+        """Take up the topology of `config`, which is the same in everything else.
+
+        The store and its feed go on meanwhile, and so does whoever writes, reads or waits here. All
+        sessions end first, so that nothing is told or taken by both topologies at once; what then
+        begins is what begins at a start.
+        """
+        speak_of(self.name)
+        place = _place_of(config, self.name)
+        await self.shipping.halt()
+        await self.receiver.adapt(place.regions)
+        await self.peers.adapt(place.regions, place.neighbours)
+        self.store.adapt(has_peers=len(place.regions) > 1)
+        self.concerns.adapt(place.regions, place.reachable)
+        self.primacy.adapt(place.topology)
+        self.promotion.adapt(place.topology)
+        self._trimming.adapt([target.node for target in place.targets])
+        await self.shipping.adapt(place.targets)
+        self.scrub.adapt()
+        speak_of(GLOBAL)
 
     @property
     def lost_of(self) -> Callable[[Vector], str | None]:
@@ -222,7 +270,7 @@ class Partition:
             self.tail.run,
             self.shipping.run,
             self._trimming.run,
-            partial(collect, self.store, self.peers, self._metrics),
+            partial(collect, self.store, self.peers, self._metrics, now_us),
             self.scrub.run,
             self.primacy.run,
         )

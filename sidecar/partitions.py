@@ -93,6 +93,11 @@ class Partitions:
     ) -> None:
         await self._stack.__aexit__(kind, error, traceback)
 
+    async def adapt(self, config: Config) -> None:
+        """Take up the topology of `config`, which is the same in everything else."""
+        for one in self:
+            await one.adapt(config)
+
     async def opened(self) -> None:
         """Wait until all stores are open."""
         for one in self:

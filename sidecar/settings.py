@@ -101,6 +101,7 @@ class DatabaseSettings(Section):
 class Log(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
+    file: Path | None = None
 
 
 class Agent(Section):
@@ -176,6 +177,7 @@ class Config(Section):
     redis: RedisSettings = RedisSettings()
     database: DatabaseSettings | None = None
     drain_timeout_s: Whole = Field(default=20, ge=0, le=3_600)
+    drain_grace_s: Whole | None = Field(default=None, ge=0, le=3_600)
     log: Log = Log()
     replication: Replication = Replication()
 
@@ -185,6 +187,7 @@ class Config(Section):
             *(_under_replication(problem) for problem in problems(_shape(self.replication))),
             *(_under_replication(problem) for problem in _replication_problems(self.replication)),
             *_database_problems(self),
+            *_drain_problems(self),
         ]
         if found:
             raise PydanticCustomError("relations", "settings disagree", {"problems": found})
@@ -381,6 +384,12 @@ def _sets(replication: Replication) -> Iterator[Problem]:
                 "the regions of a tenant need a path to each other that leads through no other one"
             )
             yield Problem(place, text)
+
+
+def _drain_problems(config: Config) -> Iterator[Problem]:
+    if config.drain_grace_s is not None and config.drain_grace_s > config.drain_timeout_s:
+        text = f"is a part of drain_timeout_s, so at most {config.drain_timeout_s}"
+        yield Problem(("drain_grace_s",), text)
 
 
 def _database_problems(config: Config) -> Iterator[Problem]:

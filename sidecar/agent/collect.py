@@ -4,6 +4,7 @@ Also the pulse of `Peers`, which decides what that is.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from sidecar.agent.orphans import let_go
 from sidecar.agent.peers import Peers
@@ -14,8 +15,10 @@ from sidecar.store.redis_store import RedisStore
 TICK_S = 0.5
 
 
-async def collect(store: RedisStore, peers: Peers, metrics: Metrics) -> None:
-    """For ever; a store that is away is waited for."""
+async def collect(
+    store: RedisStore, peers: Peers, metrics: Metrics, now_us: Callable[[], int]
+) -> None:
+    """For ever; a store that is away is waited for. now_us: the wall clock."""
 
     async def pause() -> None:
         await asyncio.sleep(0)
@@ -28,7 +31,11 @@ async def collect(store: RedisStore, peers: Peers, metrics: Metrics) -> None:
             metrics.parked(len(await store.parked()))
             await peers.collect(pause)
             await let_go(store, peers)
-            metrics.unsettled(await store.unsettled(), peers.stability.held_by)
+            metrics.clock_ahead(peers.clock_ahead_us / 1e6)
+            oldest = await store.oldest_unsettled()
+            # Another node wrote it, whose clock may be ahead.
+            waits_s = max(0.0, (now_us() - oldest) / 1e6) if oldest else 0.0
+            metrics.unsettled(await store.unsettled(), peers.stability.held_by, waits_s)
         except Unavailable:
             # Said once where it was noticed.
             await asyncio.sleep(TICK_S)

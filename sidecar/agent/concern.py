@@ -7,7 +7,7 @@ of those it has no session with. Nobody is asked, and nothing is looked at again
 
 import asyncio
 from bisect import bisect_left, insort
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from sidecar.core.concern import Reached, WriteConcern
@@ -20,6 +20,7 @@ MAX_WAITING = 10_000
 END_GRACE_S = 1.0
 """What is left to those that still wait when this node ends."""
 
+Regions = tuple[str, ...]
 Place = tuple[int, int]
 """Where a client waits: the timestamp of its write, and a number that makes it unique."""
 
@@ -46,17 +47,39 @@ class Concerns:
         regions: Mapping[str, str],
         reachable: Collection[str] | None = None,
     ) -> None:
-        self._store, self._region_of = store, regions
-        self.regions: Sequence[str] = list(dict.fromkeys(regions.values()))
-        self._out_of_reach = [
-            r for r in self.regions if reachable is not None and r not in reachable
-        ]
+        self._store = store
         # The newest of each kind: what comes over one link is in order, over two it need not be.
         self._said: dict[tuple[str, str], Vector] = {}
-        self._origins: dict[str, _Waiting] = {}
+        # By origin, and by the regions that count: those of the topology when a write came.
+        self._waiting: dict[tuple[str, Regions], _Waiting] = {}
         self._number = 0
         self._is_ending = False
         self._limits: set[asyncio.Timeout] = set()
+        self._set(regions, reachable)
+
+    def _set(self, regions: Mapping[str, str], reachable: Collection[str] | None) -> None:
+        self._region_of = regions
+        self.regions: Regions = tuple(dict.fromkeys(regions.values()))
+        self._out_of_reach = [
+            r for r in self.regions if reachable is not None and r not in reachable
+        ]
+
+    def adapt(self, regions: Mapping[str, str], reachable: Collection[str] | None = None) -> None:
+        """The topology is another one. Arguments: as at the start.
+
+        Who waits goes on: regions that went can acknowledge nothing any more and do not count,
+        those that came did not count when it was written.
+        """
+        self._set(regions, reachable)
+        present = {"", *regions}
+        self._said = {
+            (by, node): vector
+            for (by, node), vector in self._said.items()
+            if node in regions and by in present
+        }
+        moving, self._waiting = self._waiting, {}
+        for waiting in moving.values():
+            waiting.end()
 
     def heard(self, node: str, vector: Vector, by: str = "") -> None:
         """A node has this much. by: the node that tells so; "": it has acknowledged it here."""
@@ -64,7 +87,7 @@ class Concerns:
         if region is None:
             return
         self._said[by, node] = vector
-        for origin, waiting in self._origins.items():
+        for (origin, _), waiting in self._waiting.items():
             waiting.note(region, vector.get(origin, 0))
 
     def check(self, concern: WriteConcern) -> None:
@@ -90,27 +113,36 @@ class Concerns:
 
         Returns the regions that have not acknowledged it; none when the concern is met.
         """
-        count = concern.regions_of(len(self.regions))
-        if count == 1:
+        regions = self.regions
+        if concern.regions_of(len(regions)) == 1:
             return []
         timestamp, origin = version
-        waiting = self._waiting_for(origin)
-        self._number += 1
-        place = (timestamp, self._number)
-        is_met = waiting.wait(place, count)
         limit = asyncio.timeout(min(timeout_s, END_GRACE_S) if self._is_ending else timeout_s)
         self._limits.add(limit)
+        waiting = self._waiting_for(origin, regions)
         try:
             async with limit:
-                await is_met
+                while not await self._is_met(waiting, timestamp, concern):
+                    regions = tuple(region for region in regions if region in self.regions)
+                    waiting = self._waiting_for(origin, regions)
         except TimeoutError:
             return waiting.reached.missing(timestamp)
         finally:
             self._limits.discard(limit)
-            waiting.leave(place, count)
-            if not waiting.places:
-                self._origins.pop(origin, None)
+            key = (origin, regions)
+            if not waiting.places and self._waiting.get(key) is waiting:
+                del self._waiting[key]
         return []
+
+    async def _is_met(self, waiting: "_Waiting", timestamp: int, concern: WriteConcern) -> bool:
+        """Once it is so; False where the topology has changed meanwhile."""
+        self._number += 1
+        place, count = (timestamp, self._number), concern.regions_of(len(waiting.regions))
+        is_met = waiting.wait(place, count)
+        try:
+            return await is_met
+        finally:
+            waiting.leave(place, count)
 
     def end(self) -> None:
         """This node ends: nobody waits for long any more."""
@@ -120,10 +152,10 @@ class Concerns:
             if not limit.expired():
                 limit.reschedule(min(soon, limit.when() or soon))
 
-    def _waiting_for(self, origin: str) -> "_Waiting":
-        waiting = self._origins.get(origin)
+    def _waiting_for(self, origin: str, regions: Regions) -> "_Waiting":
+        waiting = self._waiting.get((origin, regions))
         if waiting is None:
-            waiting = self._origins[origin] = _Waiting(self.regions)
+            waiting = self._waiting[origin, regions] = _Waiting(regions)
             for (_, node), vector in self._said.items():
                 waiting.note(self._region_of[node], vector.get(origin, 0))
         # This node has a write once it is committed.
@@ -134,13 +166,13 @@ class Concerns:
 class _Waiting:
     """Those that wait for writes of one origin, by the number of regions and by timestamp."""
 
-    def __init__(self, regions: Collection[str]) -> None:
-        self.reached = Reached(regions)
-        self.places: dict[Place, asyncio.Future[None]] = {}
+    def __init__(self, regions: Regions) -> None:
+        self.regions, self.reached = regions, Reached(regions)
+        self.places: dict[Place, asyncio.Future[bool]] = {}
         self._queues: dict[int, list[Place]] = {}
 
     def note(self, region: str, timestamp: int) -> None:
-        if not self.reached.note(region, timestamp):
+        if region not in self.regions or not self.reached.note(region, timestamp):
             return
         for count, queue in self._queues.items():
             is_met = bisect_left(queue, (self.reached.in_regions(count) + 1, 0))
@@ -148,8 +180,8 @@ class _Waiting:
                 self._meet(place)
             del queue[:is_met]
 
-    def wait(self, place: Place, count: int) -> asyncio.Future[None]:
-        """Done when so many regions have what this place stands for; `leave` must follow."""
+    def wait(self, place: Place, count: int) -> asyncio.Future[bool]:
+        """True when so many regions have what this place stands for; `leave` must follow."""
         self.places[place] = is_met = asyncio.get_running_loop().create_future()
         if place[0] <= self.reached.in_regions(count):
             self._meet(place)
@@ -165,7 +197,13 @@ class _Waiting:
         if at < len(queue) and queue[at] == place:
             del queue[at]
 
+    def end(self) -> None:
+        """Those that wait have to wait elsewhere."""
+        for is_met in self.places.values():
+            if not is_met.done():
+                is_met.set_result(False)
+
     def _meet(self, place: Place) -> None:
         is_met = self.places[place]
         if not is_met.done():
-            is_met.set_result(None)
+            is_met.set_result(True)

@@ -80,6 +80,8 @@ class Incoming:
         if not self._store.is_open:
             raise Unavailable("store_unavailable", "the store of the target is closed")
         await self._peers.greeted(node, head)
+        if self._is_over:
+            raise Unavailable("topology_changed", f"the topology of {self._me.node} has changed")
         self.node, self.origin = node, str(head.get("origin"))
         self._born = str(head.get("born", self.origin))
         self._own_origin = self._store.origin

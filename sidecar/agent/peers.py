@@ -15,7 +15,13 @@ from typing import Protocol
 from sidecar.agent.primacy import Primacy
 from sidecar.core.clock import is_incarnation
 from sidecar.core.collection import Rows, Stability
-from sidecar.core.membership import Removed, is_ahead_of_most, is_removed, newest_removed
+from sidecar.core.membership import (
+    Removed,
+    is_ahead_of_most,
+    is_removed,
+    newest_removed,
+    usually_ahead,
+)
 from sidecar.core.sender import Here
 from sidecar.core.vector import Vector, above, is_covered, newest_origins, node_of, pointwise_max
 from sidecar.core.wire import decode_vector, encode_vector
@@ -128,8 +134,7 @@ class Peers:
         self._phase_since_us: tuple[str, Phase, int] = ("", Phase.UNPROVEN, 0)
         self._collected: tuple[Vector, Mapping[str, int]] | None = None
         self._walk = 0
-        self._others = [n for n in self.rows.members if n != me]
-        self._neighbours = set(self._others if neighbours is None else neighbours)
+        self._meet(neighbours)
         self._named: dict[str, str] = {}
         self._taken: Vector = {}
         # What others remember of this node, and nobody had any more when it had caught up.
@@ -142,12 +147,35 @@ class Peers:
         self._primacy = primacy
         self._heard = heard
         self._preparing = asyncio.Lock()
+        self._ticking = asyncio.Lock()
         self._members_of = ""
         self._removed_by: set[str] = set()
         self._told_removed: Removed = {}
         self.removed: Removed = {}
         # Whether this node differs from most of those it was compared with (`agent/scrub.py`).
         self.is_in_doubt = False
+
+    def _meet(self, neighbours: Collection[str] | None) -> None:
+        self._others = [n for n in self.rows.members if n != self._me]
+        self._neighbours = set(self._others if neighbours is None else neighbours)
+
+    async def adapt(self, members: Collection[str], neighbours: Collection[str] | None) -> None:
+        """The topology is another one; no session stands meanwhile. Arguments: as at the start.
+
+        What nodes that stay have said stays: until they say otherwise they have the old topology,
+        and nothing is collected. The next `prepare` keeps in the store who belongs and who went,
+        before anybody is told.
+        """
+        async with self._ticking, self._preparing:
+            self.rows.adapt(members)
+            self._meet(neighbours)
+            gone = self.told.keys() - set(self.rows.members)
+            for said in (self.told, self._named, self._more_of_me):
+                for node in gone & said.keys():
+                    del said[node]
+            self._proofs.intersection_update(self._others)
+            self._removed_by.intersection_update(self._others)
+            self._members_of = ""
 
     async def prepare(self) -> None:
         """Take up what the store knows of others, before anybody is told of them or greeted.
@@ -224,7 +252,8 @@ class Peers:
         """A hello, or the answer to ours: it also tells what this node once had.
 
         What an older incarnation says than one that has been heard of is not taken: it learns from
-        the answer that there is a newer one, and begins a further one.
+        the answer that there is a newer one, and begins a further one. Raises
+        Unavailable("topology_changed") where it is no member, or not any more.
         """
         await self.prepare()
         origin = str(head.get("origin"))
@@ -282,6 +311,8 @@ class Peers:
             await self._primacy.hear(head.get("epoch"))
 
     def _hear(self, node: str, head: Mapping[str, object]) -> Told:
+        if node not in self.rows.members:
+            raise Unavailable("topology_changed", f"{node} is not in the topology of {self._me}")
         vector = decode_vector(head.get("vector"))
         self.rows.hear(node, _durable(head))
         self._heard(node, vector, node)
@@ -399,16 +430,24 @@ class Peers:
     @property
     def write_refusal(self) -> Unavailable | None:
         """Why no writes are taken here: they would wait at the others, parked."""
-        ahead_us = [t.ahead_us for t in self.present().values() if t.ahead_us is not None]
+        ahead_us = self._ahead_us()
         if not is_ahead_of_most(ahead_us, self._max_ahead_us):
             return None
         return Unavailable(
             "clock_ahead",
             f"the clock of {self._me} is ahead of those of most other nodes by "
-            f"{sorted(ahead_us)[len(ahead_us) // 2] / 1e6:.0f} s, more than max_clock_skew_ms; set "
+            f"{self.clock_ahead_us / 1e6:.0f} s, more than max_clock_skew_ms; set "
             "it right (NTP)",
             retry_after_s=5,
         )
+
+    @property
+    def clock_ahead_us(self) -> int:
+        """By how much the clock here is ahead of those of the nodes that are heard."""
+        return usually_ahead(self._ahead_us())
+
+    def _ahead_us(self) -> list[int]:
+        return [t.ahead_us for t in self.present().values() if t.ahead_us is not None]
 
     def lost_of(self, vector: Vector) -> str | None:
         """An origin of which `vector` names writes that no node has any more."""
@@ -454,6 +493,10 @@ class Peers:
 
     async def tick(self) -> None:
         """Once a second: settle the own phase, believe and store rows."""
+        async with self._ticking:
+            await self._tick()
+
+    async def _tick(self) -> None:
         store = self._store
         if not store.is_open:
             return
@@ -481,6 +524,10 @@ class Peers:
         if rows := {node: self.rows.known[node] for node in changed if node != self._me}:
             await store.store_rows(rows)
         self._announce_ends()
+
+    def silent_s(self, node: str) -> float:
+        """So long nothing was heard of a node that was heard of."""
+        return (self._now_us() - self.told[node].heard_us) / 1e6
 
     def present(self, since_us: int = 0) -> dict[str, Told]:
         """Who has been heard of lately."""

@@ -44,7 +44,7 @@ class Primacy:
     ) -> None:
         self._store, self._home, self._metrics, self._now_s = store, home, metrics, now_s
         self.is_used = topology.strategy is ReplicationStrategy.PRIMARY_REPLICA
-        self._configured = next((r.id for r in topology.regions if r.is_primary), None)
+        self._configured = topology.primary
         # What was heard of; it is above the stored one while Redis is away.
         self._newest: Epoch | None = None
         self.epoch: Epoch | None = None
@@ -54,6 +54,14 @@ class Primacy:
         self._raising = asyncio.Lock()
         self._changed = asyncio.Event()
         self._reported: object = None
+
+    def adapt(self, topology: Topology) -> None:
+        """The topology is another one; what was heard of promotions stays."""
+        self._configured = topology.primary
+
+    def is_changed_by(self, topology: Topology) -> bool:
+        """Whether `is_primary` of another topology would move writes to another region."""
+        return self.is_used and self._newest is None and topology.primary != self._configured
 
     # -- who it is --------------------------------------------------------------------------------
 

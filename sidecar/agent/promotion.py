@@ -72,10 +72,15 @@ class Promotion:
         primacy: Primacy,
         calls: PeerCalls,
     ) -> None:
-        self._node, self._topology, self._store = node, topology, store
+        self._node, self._store = node, store
         self._peers, self._primacy, self._calls = peers, primacy, calls
-        self._others = [other for other in topology.nodes() if other.id != node.id]
         self._one_at_a_time = asyncio.Lock()
+        self.adapt(topology)
+
+    def adapt(self, topology: Topology) -> None:
+        """From here on the nodes of this topology are asked and told."""
+        self._topology = topology
+        self._others = [other for other in topology.nodes() if other.id != self._node.id]
 
     async def promote(self, region: str, wait_s: float | None) -> dict[str, object]:
         """Make `region` the primary; `Promoted` as JSON, from the node of it that did so.

@@ -54,6 +54,13 @@ class Scrub:
         self._damaged: frozenset[int] = frozenset()
         self._failures: dict[str, str] = {}
 
+    def adapt(self) -> None:
+        """The targets are others: what was found at those that went is of no interest any more."""
+        present = {target.node for target in self._targets}
+        for found in (self._unequal, self._told, self._failures):
+            for node in found.keys() - present:
+                del found[node]
+
     async def run(self) -> None:
         """Walk over all buckets for ever, once in each interval."""
         await self._store.opened()
@@ -102,6 +109,8 @@ class Scrub:
             self._failures[target.node] = failure.code
             return
         self._failures.pop(target.node, None)
+        if target not in self._targets:
+            return
         known = self._unequal.setdefault(target.node, set())
         # What could not be told stays as it was.
         known -= piece.reading.sums.keys() - undecided

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import tenacity
 
@@ -31,8 +32,9 @@ from sidecar.core.sender import (
     Transferred,
 )
 from sidecar.core.session import Party
-from sidecar.core.vector import pointwise_max
+from sidecar.core.vector import Vector, pointwise_max
 from sidecar.core.wire import encode_bucket
+from sidecar.endings import end
 from sidecar.errors import Refused, SidecarError, Unavailable, ungrouped
 from sidecar.metrics import Metrics
 from sidecar.peer.client import Dialler, Link
@@ -46,6 +48,9 @@ CURSOR_S = 1.0
 PAUSE_S = 1.0
 """So soon a target whose conflict rules differ is asked again."""
 UNLIKE_RULES = "rules_mismatch"
+CURSORS = "(cursors)"
+"""The loop that keeps cursors, among those of the targets: no node can be called so."""
+Loop = Callable[[], Coroutine[None, None, None]]
 PAGE_BUCKETS = 256
 PAGE_TUPLES = 2_000
 
@@ -66,8 +71,10 @@ class Target:
     """What this node knows of one node it ships to.
 
     carried: the nodes whose transactions go there over this node. acknowledged: timestamp of this
-    node's origin up to which the target has everything. buckets_sent: how far a state transfer
-    there has come, None when there is none.
+    node's origin up to which the target has everything. vector: what it has, as far as it has said.
+    buckets_sent: how far a state transfer there has come, None when there is none. is_paused: an
+    operator has stopped the replication to it. must_transfer: it is to get a state transfer,
+    whether it lacks something or not.
     """
 
     def __init__(self, node: str, endpoint: str, carried: frozenset[str] | None = None) -> None:
@@ -75,8 +82,10 @@ class Target:
         self.buckets_sent: int | None = None
         self.is_connected = False
         self.is_unreachable = False
+        self.is_paused = self.must_transfer = False
         self.last_error = self.last_code = ""
         self.acknowledged = 0
+        self.vector: Vector = {}
         self.cursor = self.stored_cursor = 0
         self.oldest_pending: int | None = None
         self.sender: Sender | None = None
@@ -101,22 +110,105 @@ class Shipping:
         now_us: Callable[[], int],
         session_ended: Callable[[str], None] = lambda node: None,
     ) -> None:
-        """session_ended: told of a target whose session stood, and does no longer."""
+        """session_ended: told of a target whose session stood, and does no longer.
+
+        The list `targets` stays the same one: whoever holds it sees what becomes of them.
+        """
         self._store, self._tail, self._dialler, self._peers = store, tail, dialler, peers
         self._concerns = concerns
         self._me, self._limits, self._retries = me, limits, retries
         self._metrics, self._now_us = metrics, now_us
         self._session_ended = session_ended
-        self.targets = tuple(targets)
+        self.targets = list(targets)
+        # Those that come later are paused as well.
+        self._all_paused = self._is_halted = False
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.window = limits.window
         metrics.has_targets({t.node: self._lag_of(t) for t in self.targets})
 
     async def run(self) -> None:
         """Ship to every target for ever."""
         await self._store.opened()
-        async with asyncio.TaskGroup() as group:
-            for target in self.targets:
-                group.create_task(self._ship(target), name=f"ship to {target.node}")
-            group.create_task(self._remember(), name="remember cursors")
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                self._begin()
+                await asyncio.Event().wait()  # also without a target: one may come
+        finally:
+            self._group = None
+
+    def _begin(self) -> None:
+        """Start what is to run and does not."""
+        if self._group is None or self._is_halted:
+            return
+        loops: dict[str, Loop] = {CURSORS: self._remember}
+        loops |= {t.node: partial(self._ship, t) for t in self.targets if not t.is_paused}
+        for name, loop in loops.items():
+            if name not in self._tasks or self._tasks[name].done():
+                self._tasks[name] = self._group.create_task(loop(), name=f"ship to {name}")
+
+    async def _end(self, names: Iterable[str]) -> None:
+        await end(self._tasks.pop(name) for name in list(names) if name in self._tasks)
+
+    # -- what an operator changes -----------------------------------------------------------------
+
+    async def halt(self) -> None:
+        """End all sessions; none begins before `adapt`."""
+        self._is_halted = True
+        await self._end(self._tasks)
+
+    async def adapt(self, targets: Iterable[Target]) -> None:
+        """Ship to these from here on. What is known of one that stays where it was is kept."""
+        await self.halt()
+        before = {target.node: target for target in self.targets}
+        self.targets[:] = [self._kept(before.get(target.node), target) for target in targets]
+        self._metrics.has_targets({t.node: self._lag_of(t) for t in self.targets})
+        self._is_halted = False
+        self._begin()
+
+    def _kept(self, before: Target | None, target: Target) -> Target:
+        if before is not None and before.endpoint == target.endpoint:
+            before.carried = target.carried
+            return before
+        target.is_paused = self._all_paused if before is None else before.is_paused
+        return target
+
+    async def pause(self, node: str | None = None) -> list[str]:
+        """Stop shipping to a target, to all that there are and come when None.
+
+        The feed keeps what waits. Returns those that are paused now and were not.
+        """
+        self._all_paused = self._all_paused or node is None
+        found = [t for t in self._meant(node) if not t.is_paused]
+        for target in found:
+            target.is_paused = True
+        await self._end(target.node for target in found)
+        for target in found:
+            # Nobody tries to reach it any more.
+            target.is_unreachable = False
+            self._metrics.unreachable(target.node, False)
+        return [target.node for target in found]
+
+    def resume(self, node: str | None = None) -> list[str]:
+        """Ship again. Returns those that are no longer paused and were."""
+        self._all_paused = False
+        found = [t for t in self._meant(node) if t.is_paused]
+        for target in found:
+            target.is_paused = False
+        self._begin()
+        return [target.node for target in found]
+
+    def _meant(self, node: str | None) -> list[Target]:
+        return [target for target in self.targets if node in (None, target.node)]
+
+    async def resync(self, node: str) -> None:
+        """Give a target a state transfer now, or as soon as there is a session with it."""
+        for target in self._meant(node):
+            target.must_transfer = True
+            await self._end([node])
+        self._begin()
+
+    # -- all of them ------------------------------------------------------------------------------
 
     def held(self) -> int | None:
         """The revision from which state transfers that are under way need the feed."""
@@ -150,10 +242,17 @@ class Shipping:
             await attempts(self._session, target)
 
     async def _session(self, target: Target) -> None:
-        self._metrics.attempted()
+        self._metrics.attempted(target.node)
         await self._store.opened()
         await self._peers.prepare()
-        sender = Sender(self._me, self._store.origin, target.node, self._limits, target.carried)
+        sender = Sender(
+            self._me,
+            self._store.origin,
+            target.node,
+            self._limits,
+            target.carried,
+            must_transfer=target.must_transfer,
+        )
         try:
             async with self._dialler.dial(target.node, target.endpoint) as link:
                 await self._converse(target, sender, link)
@@ -232,7 +331,7 @@ class Shipping:
         """Count what a session does."""
         match action:
             case Send(_, changes) if changes is not None:
-                self._metrics.sent(changes)
+                self._metrics.sent(target.node, changes)
             case Acknowledged(changes, duration_us):
                 self._metrics.acknowledged(target.node, changes, duration_us / 1e6)
             case Established():
@@ -243,6 +342,7 @@ class Shipping:
                 target.buckets_sent = buckets if buckets < BUCKETS else None
                 self._metrics.transferring(target.node, buckets / BUCKETS)
                 if target.buckets_sent is None:
+                    target.must_transfer = False
                     log.info("state transfer complete", extra={"target": target.node})
             case Parked(origin, reason):
                 log.warning(
@@ -327,10 +427,10 @@ class Shipping:
         while True:
             try:
                 stored = await self._store.cursors()
-                for target in self.targets:
+                for target in list(self.targets):
                     target.stored_cursor = target.cursor = stored.get(target.node, 0)
                 while True:
-                    for target in self.targets:
+                    for target in list(self.targets):
                         await self._remember_one(target)
                     await asyncio.sleep(CURSOR_S)
             except Unavailable:
@@ -409,6 +509,7 @@ class _Conversation:
                     raise Unavailable(code, message)
         if self._sender.is_established:
             self._target.acknowledged = self._sender.acknowledged
+            self._target.vector = self._sender.target_vector
             self._target.cursor = max(self._target.cursor, self._sender.cursor)
         if self._sender.room:
             self._has_room.set()

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from sidecar.core.marks import Marks
 from sidecar.core.trim import Feed, Keep, due, is_left_behind
 from sidecar.errors import Unavailable
 from sidecar.metrics import Metrics
@@ -38,10 +39,19 @@ class Trimming:
         held: Callable[[], int | None] = lambda: None,
         metrics: Metrics,
         now_us: Callable[[], int],
+        marks: Marks | None = None,
     ) -> None:
-        self._store, self._targets, self._keep, self._held = store, targets, keep, held
+        """marks: where the length of the feed is noted at each step."""
+        self._marks = Marks() if marks is None else marks
+        self._store, self._targets, self._keep, self._held = store, tuple(targets), keep, held
         self._metrics, self._now_us = metrics, now_us
         self._left_behind: set[str] = set()
+        metrics.feed_holds(keep.max_entries)
+
+    def adapt(self, targets: Sequence[str]) -> None:
+        """From here on nothing waits for other targets than these."""
+        self._targets = tuple(targets)
+        self._left_behind.intersection_update(targets)
 
     async def run(self) -> None:
         """Trim for ever, also across a Redis that goes and comes back."""
@@ -70,9 +80,12 @@ class Trimming:
             is_full=bool(store.full_because),
             most=MAX_ENTRIES_PER_CALL,
         )
+        if self._marks.is_empty and feed.length:
+            self._marks.begin((await store.feed_bounds())[0])
         gone, is_more = 0, False
         if todo.most:
             gone, is_more = await store.trim(*todo)
+        self._marks.note(newest, feed.length, gone)
         self._metrics.trimmed(gone, left=feed.length - gone)
         self._note_left_behind(cursors)
         return gone > 0 and (is_more or feed.length - gone > self._keep.max_entries)

@@ -53,6 +53,8 @@ class Answers:
 
     def __init__(self, node: Node) -> None:
         self.served_by = f"{node.region}/{node.id}"
+        # Connections end with their next answer, because this node is about to end.
+        self.is_ending = False
         self._headers = {"Content-Type": JSON_TYPE, "X-Served-By": self.served_by}
 
     def json(

@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import http_exceptions, web
 
+from sidecar import request_ids
 from sidecar.api.answers import Answers, Route
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,19 @@ class _Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """What no route took is answered by aiohttp itself, in plain text."""
+        """The last touch to every answer.
+
+        What no route took is answered by aiohttp itself, in plain text.
+        """
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
             resp = self._answers.http(resp.status)
+        if not resp.prepared:
+            request_ids.give_back(resp)
+            if self._answers.is_ending:
+                resp.force_close()
+        if log.isEnabledFor(logging.DEBUG):
+            extra = {"method": request.method, "path": request.path, "status": resp.status}
+            log.debug("request", extra=extra)
         return await super().finish_response(request, resp, start_time)
 
     def handle_error(
@@ -98,10 +109,11 @@ class _Server(web.Server):
 class AppListener(web.AppRunner):
     """`aiohttp.web.AppRunner` for the app of `native_app`; without an access log.
 
-    shortcut: the route of a request that the app need not look for, or None.
+    shortcut: the route of a request that the app need not look for, or None. id_header: what the
+    id of a request comes in.
     """
 
-    __slots__ = ("_answers", "_shortcut")
+    __slots__ = ("_answers", "_id_header", "_shortcut")
 
     def __init__(
         self,
@@ -109,28 +121,33 @@ class AppListener(web.AppRunner):
         answers: Answers,
         *,
         shortcut: Callable[[web.Request], Route | None] | None = None,
+        id_header: str = request_ids.REQUEST_ID,
         **options: Any,
     ) -> None:
         super().__init__(app, **{"access_log": None, **options})
-        self._answers, self._shortcut = answers, shortcut
+        self._answers, self._shortcut, self._id_header = answers, shortcut, id_header
+
+    def end_within(self, seconds: float) -> None:
+        """So long requests in flight may take when this is closed."""
+        self._shutdown_timeout = seconds
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
         return _Server(
             self._answers,
-            self._cut_short(plain.request_handler),
+            self._named(plain.request_handler),
             request_factory=plain.request_factory,
             loop=asyncio.get_running_loop(),
             **plain._kwargs,
         )
 
-    def _cut_short(self, handler: Any) -> Any:
-        shortcut = self._shortcut
-        if shortcut is None:
-            return handler
+    def _named(self, handler: Any) -> Any:
+        """Serves requests by their shortcut, if there is one; what is logged names them."""
+        shortcut, id_header = self._shortcut, self._id_header
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            route = shortcut(request)
+            request_ids.take(request, id_header)
+            route = shortcut(request) if shortcut is not None else None
             answer: web.StreamResponse = await (handler if route is None else route)(request)
             return answer
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from sidecar import request_ids
 from sidecar.agent.tail import expired
 from sidecar.api import bodies, headers
 from sidecar.api.answers import Answers, compact, relationship_json
@@ -176,6 +177,7 @@ class Watch:
                 "X-Served-By": self._answers.served_by,
             }
         )
+        request_ids.give_back(response)
         await response.prepare(request)
         try:
             async with contextlib.aclosing(self._events(here, wanted, place)) as events:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli import behind, copying, node, operating, verifying
+from sidecar.cli import behind, copying, node, operating, steering, verifying
 from sidecar.cli.common import EXIT_BAD_INPUT, EXIT_INTERRUPTED, complain
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for part in (node, copying, operating, behind, verifying):
+for part in (node, copying, operating, steering, behind, verifying):
     app.add_typer(part.commands)
 
 

@@ -6,6 +6,7 @@ Exit codes: 2 for bad input, 1 when something outside did not work, 130 after Ct
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -67,6 +68,14 @@ def stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     return stop
+
+
+def reload_on_hangup() -> asyncio.Event:
+    """Set by SIGHUP; on a terminal that signal ends us, because the terminal has gone."""
+    hangup = asyncio.Event()
+    if not sys.stdin.isatty():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup.set)
+    return hangup
 
 
 @contextlib.contextmanager

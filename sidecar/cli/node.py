@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sidecar.cli.common import ConfigOption, NodeOption, one_line, run_here, stop_on_signals
+from sidecar.cli.common import (
+    ConfigOption,
+    NodeOption,
+    one_line,
+    reload_on_hangup,
+    run_here,
+    stop_on_signals,
+)
 
 if TYPE_CHECKING:
     from sidecar.config import Config
@@ -18,15 +25,21 @@ commands = typer.Typer()
 
 @commands.command()
 def run(config: ConfigOption = None, node: NodeOption = None) -> None:
-    """Run one node in the foreground until SIGTERM or Ctrl-C."""
+    """Run one node in the foreground until SIGTERM or Ctrl-C; SIGHUP reloads its topology."""
     with one_line():
         from sidecar.config import load
 
         settings = load(config, node=node, environ=os.environ)
         from sidecar.app import run_node
+        from sidecar.reload import Reading
+
+        def read() -> "Config":
+            # Also where it was the only one of its region, and is no more.
+            return load(config, node=settings.node, environ=os.environ)
 
         async def serve() -> None:
-            await run_node(settings, stop=stop_on_signals())
+            reading = Reading(read, reload_on_hangup())
+            await run_node(settings, stop=stop_on_signals(), reading=reading)
 
         run_here(serve())
 

@@ -43,6 +43,15 @@ class Rows:
         self.known = {node: dict(row) for node, row in known.items() if node in self.members}
         self._claims = {node: dict(row) for node, row in self.known.items()}
 
+    def adapt(self, members: Collection[str]) -> None:
+        """The topology has these nodes now: of those that went nothing is known any more."""
+        self.members = tuple(sorted({self.me, *members}))
+        for rows in (self.known, self._waiting, self._claims):
+            for node in rows.keys() - set(self.members):
+                del rows[node]
+        self.removed -= set(self.members)
+        self._has_news = True
+
     def hear(self, node: str, row: Vector) -> None:
         """A node has, or somebody was told by it that it has, this vector."""
         if node not in self.members or node == self.me:

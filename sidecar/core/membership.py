@@ -35,3 +35,14 @@ def is_ahead_of_most(ahead_us: Collection[int], limit_us: int) -> bool:
     the clock: half of the others may be behind.
     """
     return 2 * sum(ahead > limit_us for ahead in ahead_us) > len(ahead_us)
+
+
+def usually_ahead(ahead_us: Collection[int]) -> int:
+    """By how much a clock is ahead of those of the others: the median, 0 without any.
+
+    With an even number it is the one of the two in the middle that is nearer to 0: of three nodes,
+    the two that agree are not in doubt because of the third.
+    """
+    in_order = sorted(ahead_us)
+    middle = in_order[(len(in_order) - 1) // 2 : len(in_order) // 2 + 1]
+    return min(middle, key=abs, default=0)

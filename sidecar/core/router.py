@@ -62,10 +62,15 @@ class Router:
         primary: Callable[[], RegionId | None] | None = None,
         tenants: Tenants | None = None,
     ) -> None:
-        self._topology, self._health_of = topology, health_of
+        self._health_of = health_of
         self._here = topology.node(here)
-        self._primary = primary or (lambda: topology.primary)
+        self._primary = primary or (lambda: self._topology.primary)
         self._tenants = tenants or Tenants()
+        self.adapt(topology)
+
+    def adapt(self, topology: Topology) -> None:
+        """From here on requests go to the nodes of this topology."""
+        self._topology = topology
         # Asked for each request, and mostly this.
         is_active_active = topology.strategy is ReplicationStrategy.ACTIVE_ACTIVE
         self._may_all_be_here = is_active_active and self._tenants.is_empty

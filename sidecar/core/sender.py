@@ -171,7 +171,11 @@ class Sender:
         target: str,
         limits: Limits,
         carried: Collection[str] | None = None,
+        *,
+        must_transfer: bool = False,
     ) -> None:
+        """must_transfer: the target gets a state transfer, whether it lacks something or not."""
+        self._must_transfer = must_transfer
         self._me, self._origin, self._target, self._limits = me, origin, target, limits
         self._carried = frozenset(carried or {me.node})
         self._in_flight: deque[_Batch] = deque()
@@ -231,6 +235,11 @@ class Sender:
     def room(self) -> int:
         """How many more batches may be in flight; at 0 wait, the feed keeps the rest."""
         return self._limits.window - len(self._in_flight) if self._is_established else 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches were sent and not acknowledged."""
+        return len(self._in_flight)
 
     @property
     def oldest_in_flight(self) -> int | None:
@@ -499,7 +508,7 @@ class Sender:
     def _begin_transfer(self, here: Here, now_us: int) -> list[Action]:
         if self._transfer is not None or here.is_in_doubt or now_us < self._transfer_after_us:
             return []
-        is_needed = any(
+        is_needed = self._must_transfer or any(
             self._sent.get(origin, 0) < here.floor.get(origin, 0)
             and timestamp > self.target_vector.get(origin, 0)
             and self._carries(origin)
@@ -539,7 +548,7 @@ class Sender:
             case "ready" | "page_ack":
                 return self._on_reached(transfer, head)
             case _:
-                self._transfer = None
+                self._transfer, self._must_transfer = None, False
                 self._joined = joined_of(head)
                 self._learn(head)
                 self._sent = pointwise_max(self._sent, self.target_vector)

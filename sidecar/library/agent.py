@@ -5,7 +5,7 @@ sidecar runs, without its app and admin listeners.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -171,7 +171,7 @@ class ReplicationAgent:
             )
         self._tail, self._store = change_feed.tail, store
         self._topology, self._here = topology, node.id
-        self._shipped_to: tuple[Target, ...] = ()
+        self._shipped_to: Sequence[Target] = ()
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from sidecar import logs, request_ids
 from sidecar.api.answers import Route
 from sidecar.api.headers import DEFAULT_TENANT
 from sidecar.core.router import RequestType, Router
@@ -88,6 +89,10 @@ class Forwarder(Connections):
         self._router, self._topology, self._here = router, topology, here
         self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
         self._is_proxy = is_proxy
+
+    def adapt(self, topology: Topology) -> None:
+        """From here on the nodes of this topology are the ones that a token may name."""
+        self._topology = topology
 
     def routed(self, request_type: RequestType, route: Route) -> Route:
         """The call, served where it belongs."""
@@ -228,9 +233,12 @@ class Forwarder(Connections):
             # Query and all, so that nothing of it is read as anything else.
             target = DATABASE_PREFIX + target_of(request)
             url = URL(f"http://{node.endpoint}").with_path(target, encoded=True)
-            return url, {"data": sending(request, await body_of(request))}
+            passing = sending(request, await body_of(request))
+            passing.headers[request_ids.FROM_NODE] = logs.request_id()
+            return url, {"data": passing}
         known = ((name, request.headers.get(name)) for name in PASSED)
         headers = CIMultiDict((name, value) for name, value in known if value is not None)
+        headers[request_ids.FROM_NODE] = logs.request_id()
         url = URL(f"http://{node.endpoint}{request.path_qs}", encoded=True)
         return url, {"data": await request.read(), "headers": headers}
 
@@ -267,6 +275,7 @@ class Forwarder(Connections):
             if answer.status == 503 and FROM_DATABASE.decode() not in answer.headers:
                 _raise_if_not_served(body)
             return Passed(answer.status, answer.reason, head, length, body)
+        request_ids.add_to(head)
         return await relay(request, answer, head, whose=f"node {node.id}")
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping
+from typing import Protocol
 
 import aiohttp
 from aiohttp import web
@@ -16,8 +17,6 @@ from sidecar.errors import Refused, SidecarError, ungrouped
 from sidecar.health import Health
 from sidecar.logs import speak_of
 from sidecar.peer.client import PATH
-from sidecar.peer.inspection import Inspection
-from sidecar.peer.promoting import Promoting
 from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
@@ -51,6 +50,8 @@ class Receiver:
         self._regions, self._timeout_s = regions, timeout_s
         self._intake = Intake()
         self._sessions: dict[str, tuple[Incoming, web.WebSocketResponse]] = {}
+        # Those that have not agreed yet among them.
+        self._open: set[tuple[Incoming, web.WebSocketResponse]] = set()
         # Who was refused, and why: a source that comes again with the same fault is no news.
         self._refused: dict[str, str] = {}
 
@@ -60,6 +61,7 @@ class Receiver:
         """One session, from its hello to its end; remote: the address it comes from."""
         speak_of(self._me.partition)
         session = Incoming(self._store, self._peers, self._intake, self._me, self._regions)
+        self._open.add((session, socket))
         try:
             await self._agree(session, socket, hello)
             with ungrouped():
@@ -72,6 +74,7 @@ class Receiver:
             if self._sessions.get(session.node, (None, None))[0] is session:
                 del self._sessions[session.node]
             await session.end()
+            self._open.discard((session, socket))
 
     async def refuse(
         self, socket: web.WebSocketResponse, source: str, failure: SidecarError
@@ -91,6 +94,22 @@ class Receiver:
         """End every session; their nodes come again when this one is back."""
         for _, socket in list(self._sessions.values()):
             await socket.close(code=aiohttp.WSCloseCode.GOING_AWAY)
+
+    async def adapt(self, regions: Mapping[str, str]) -> None:
+        """From here on only nodes of this topology are let in.
+
+        When this returns, nothing that earlier sessions bring is taken any more.
+        """
+        self._regions = regions
+        ending = list(self._open)
+        for session, _ in ending:
+            await session.end()
+
+        async def close(socket: web.WebSocketResponse) -> None:
+            with contextlib.suppress(ConnectionError):
+                await socket.close(code=aiohttp.WSCloseCode.SERVICE_RESTART)
+
+        await asyncio.gather(*(close(socket) for _, socket in ending))
 
     async def _agree(
         self, session: Incoming, socket: web.WebSocketResponse, hello: Mapping[str, object]
@@ -194,14 +213,18 @@ async def _send(socket: web.WebSocketResponse, frame: str | bytes) -> None:
         await socket.send_bytes(frame)
 
 
-def peer_app(
-    reception: Reception, health: Health, inspection: Inspection, promoting: Promoting
-) -> web.Application:
+class Calls(Protocol):
+    """Calls that belong together."""
+
+    def add_to(self, app: web.Application) -> None: ...
+
+
+def peer_app(reception: Reception, health: Health, *calls: Calls) -> web.Application:
     """The application of the peer listener."""
     app = web.Application(client_max_size=MAX_FRAME_BYTES)
     app.router.add_get(PATH, reception.serve)
     app.router.add_get("/health", health.answer)
-    inspection.add_to(app)
-    promoting.add_to(app)
+    for each in calls:
+        each.add_to(app)
     app.on_shutdown.append(reception.close)
     return app

@@ -7,12 +7,13 @@ that another node forwards comes to the peer listener, under a prefix, and is se
 import logging
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 from aiohttp import hdrs, web
 
+from sidecar import request_ids
 from sidecar.api import headers, waits
 from sidecar.api.answers import Answers, Route
 from sidecar.api.listener import AppListener, WhileClientStays
@@ -227,6 +228,7 @@ class Front:
         head.append(self._served_by)
         length = answer.content_length
         if length is None or length > SMALL_BYTES:
+            request_ids.add_to(head)
             return await relay(request, answer, head, whose="the database")
         body = await read(answer)
         if call.looks_inside:
@@ -289,9 +291,13 @@ class Front:
 
 
 def proxy_listener(
-    peer: web.Application, front: Front, native: web.Application, health: Route, **options: float
+    peer: web.Application,
+    front: Front,
+    native: web.Application,
+    probes: Mapping[str, Route],
+    **options: Any,
 ) -> AppListener:
-    """The runner that serves applications; `GET /health` is this node's own.
+    """The runner that serves applications; GET of the paths of `probes` is this node's own.
 
     native: its calls that look at what is here, the feed among it, are served as well.
 
@@ -300,7 +306,8 @@ def proxy_listener(
     """
     app = web.Application(client_max_size=MAX_BODY_BYTES)
     answers = native[ANSWERS]
-    app.router.add_get("/health", health, allow_head=True)
+    for path, probe in probes.items():
+        app.router.add_get(path, probe, allow_head=True)
     for one in (app, peer):
         serve_looks(one, native)
     app.on_shutdown.extend(native.on_shutdown)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -100,6 +101,7 @@ class RedisStore(OpenStore):
             custom=custom,
         )
         self._skew_us = max_clock_skew_ms * 1000
+        self._tries = Counter[str]()
         self._group_commit = GroupCommit(self._commit, metrics.wrote)
         self._stack = contextlib.AsyncExitStack()
 
@@ -184,6 +186,8 @@ class RedisStore(OpenStore):
             self._set_closed(lost)
             raise lost
         self._advance(int(clock), merged.vector)
+        for origin in merged.parked:
+            self._tries[origin] += 1
         self._metrics.merged(int(transactions), local=int(here), remote=int(there))
         if merged.outcome is MergeOutcome.CONTRADICTION:
             raise Refused("bad_batch", merged.detail)
@@ -570,6 +574,17 @@ class RedisStore(OpenStore):
         """How many tuples are not one live sibling."""
         return int(await self._read("ZCARD", self.keys.unsettled))
 
+    async def oldest_unsettled(self) -> int | None:
+        """The timestamp of the oldest tuple that is not one live sibling; None without any.
+
+        One that has no sibling at all has no timestamp.
+        """
+        oldest = ("ZRANGEBYSCORE", self.keys.unsettled, "(0", "+inf", "LIMIT", 0, 1)
+        names = await self._read(*oldest)
+        # Two questions: it may be collected between them.
+        score = await self._read("ZSCORE", self.keys.unsettled, names[0]) if names else None
+        return None if score is None else int(float(score))
+
     async def collect(self, stable: Vector, ended: Mapping[str, int], after: int = 0) -> int | None:
         """Collect among some unsettled tuples from this one on; where to go on, None at the end.
 
@@ -598,6 +613,10 @@ class RedisStore(OpenStore):
         """origin -> the transaction that waits: timestamp, previous, reason, since."""
         flat = await self._read("HGETALL", self.keys.parked)
         return {flat[i].decode(): json.loads(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+    def tries_of(self, origin: str) -> int:
+        """How often since the start something of an origin was found to have to wait."""
+        return self._tries[origin]
 
     async def drop(self, origin: str, timestamp: int) -> bool:
         """Apply a parked transaction as an empty one; False when this one is not parked."""

@@ -706,6 +706,11 @@ class MemoryStore:
         """How many tuples are not one live sibling."""
         return sum(not state.is_settled for state in self.disk.tuples.values())
 
+    async def oldest_unsettled(self) -> int | None:
+        """The timestamp of the oldest tuple that is not one live sibling; None without any."""
+        states = (state for state in self.disk.tuples.values() if not state.is_settled)
+        return min((max(state.siblings)[0] for state in states if state.siblings), default=None)
+
     def trim(self, up_to: int) -> None:
         """Drop the feed up to this revision, but for what may have to be set aside."""
         disk = self.disk

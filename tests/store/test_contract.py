@@ -343,9 +343,11 @@ async def test_only_what_is_stable_is_collected(opened: Opens) -> None:
     await here.store.collect(only_mine, {})
     assert theirs in await siblings(here.store)
     assert await here.store.unsettled() == 1
+    assert await here.store.oldest_unsettled() == max(await siblings(here.store))[0]
     await here.store.collect(here.store.vector, {})
     assert await siblings(here.store) == set()
     assert await here.store.unsettled() == 0
+    assert await here.store.oldest_unsettled() is None
 
 
 async def test_nothing_is_collected_while_a_page_knows_more(opened: Opens) -> None:

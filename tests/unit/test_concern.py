@@ -128,7 +128,7 @@ async def test_each_client_is_woken_by_the_news_that_covers_its_write_and_no_oth
             reached = max(eu, ap) if concern is MAJORITY else min(eu, ap)
             assert task.done() == (timestamp <= reached), (timestamp, concern, eu, ap)
     assert await asyncio.gather(*(task for _, _, task in clients)) == [[]] * 400
-    assert not one._origins, "nothing is kept of those that have gone"
+    assert not one._waiting, "nothing is kept of those that have gone"
 
 
 async def test_clients_that_give_up_or_go_leave_nothing_and_wake_nobody() -> None:
@@ -140,7 +140,7 @@ async def test_clients_that_give_up_or_go_leave_nothing_and_wake_nobody() -> Non
     for node in ("eu1", "ap1"):
         one.heard(node, {MINE: 100})
     assert await patient == []
-    assert not one._origins
+    assert not one._waiting
     assert not one._limits
 
 

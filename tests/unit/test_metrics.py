@@ -1,5 +1,6 @@
 """The metrics that users were promised: names, types and meaning; and those beside them."""
 
+import math
 import re
 from pathlib import Path
 
@@ -123,14 +124,15 @@ def test_a_target_is_connected_once_however_often_it_is_said() -> None:
 def test_failures_and_attempts_make_a_rate() -> None:
     metrics = Metrics()
     metrics.has_targets({"eu1": lambda: 0.0})
-    metrics.attempted()
-    metrics.sent(5)
+    metrics.attempted("eu1")
+    metrics.sent("eu1", 5)
     metrics.failed("eu1")
     metrics.wrote()
     metrics.unreachable("eu1", True)
     names = shown(metrics)
     assert names[PREFIX + "attempts_total"] == 2
     assert names[PREFIX + "failures_total"] == 1
+    assert names[PREFIX + 'target_attempts_total{target="eu1"}'] == 2
     assert names[PREFIX + 'target_failures_total{target="eu1"}'] == 1
     assert names["inferadb_sidecar_writes_total"] == 1
     assert names[PREFIX + 'target_unreachable{target="eu1"}'] == 1
@@ -155,7 +157,7 @@ def test_the_feed_and_the_room_for_it_are_shown() -> None:
 @pytest.mark.parametrize(("changes", "bound"), [(0, "1.0"), (1, "1.0"), (5_000, "5000.0")])
 def test_batches_of_every_legal_size_have_a_bucket(changes: int, bound: str) -> None:
     metrics = Metrics()
-    metrics.sent(changes)
+    metrics.sent("eu1", changes)
     names = shown(metrics)
     buckets = {
         found[1]: value
@@ -184,7 +186,9 @@ def test_the_partitions_of_a_node_are_told_together() -> None:
     for part, number in ((everywhere, 3), (some, 4)):
         part.trimmed(1, left=number)
         part.parked(number)
-        part.unsettled(number, "ap1" if part is everywhere else "eu1")
+        part.unsettled(number, "ap1" if part is everywhere else "eu1", number * 10.0)
+        part.feed_holds(100)
+        part.clock_ahead(number - 7.0)
         part.acknowledged("eu1", number, 0.1)
     some.unreachable("eu1", True)
     some.transferring("eu1", 0.25)
@@ -194,12 +198,28 @@ def test_the_partitions_of_a_node_are_told_together() -> None:
     for name in ("feed_entries", "parked_transactions", "unsettled_tuples"):
         assert names[f"inferadb_sidecar_{name}"] == 7, name
     assert names["inferadb_sidecar_feed_trimmed_total"] == 2
+    assert names["inferadb_sidecar_feed_max_entries"] == 200
+    assert names["inferadb_sidecar_unsettled_oldest_seconds"] == 40, "the oldest of all"
+    assert names["inferadb_sidecar_clock_ahead_seconds"] == -4, "the one furthest from 0"
     for held_by in ("ap1", "eu1"):
         assert names[f'inferadb_sidecar_collection_held_by{{node="{held_by}"}}'] == 1
     assert names[PREFIX + 'target_unreachable{target="eu1"}'] == 1
     assert names[PREFIX + 'target_transfer_ratio{target="eu1"}'] == 0.25
-    some.unsettled(0, None)
+    some.unsettled(0, None, 0.0)
     assert 'held_by{node="eu1"}' not in node.render().decode()
+
+
+def test_what_is_not_there_is_neither_up_nor_down() -> None:
+    metrics = Metrics()
+    assert math.isnan(shown(metrics)["inferadb_sidecar_database_up"])
+    metrics.database(dirty=0, held=0, unsettled=0, is_up=False)
+    assert shown(metrics)["inferadb_sidecar_database_up"] == 0
+
+
+def test_whether_a_node_is_ready_is_asked_when_somebody_looks() -> None:
+    metrics, answers = Metrics(), iter([False, True])
+    metrics.is_ready_when(lambda: next(answers))
+    assert [shown(metrics)["inferadb_sidecar_ready"] for _ in range(2)] == [0, 1]
 
 
 def test_two_nodes_of_one_process_count_apart() -> None:
