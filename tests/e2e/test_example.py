@@ -22,7 +22,7 @@ from examples.documents.shelf import Shelf
 from tests.e2e.conftest import MakeWorld
 from tests.servers import free_ports
 from tests.waiting import wait_until
-from tests.world import HOST, ROOT, Node, Pace, World, clean_environ
+from tests.world import HOST, ROOT, Node, Pace, World, clean_environ, sidecar_command
 
 FAR = Pace(there_s=0.05, back_s=0.05)
 README = ROOT / "examples" / "documents" / "README.md"
@@ -128,14 +128,19 @@ def walk_of(readme: str) -> tuple[str, list[str]]:
 
 def test_the_walk_of_the_readme_answers_what_it_says(regions: Regions, tmp_path: Path) -> None:
     pasted, expected = walk_of(README.read_text(encoding="utf-8"))
-    assert len(expected) >= 7
-    for port, instance in (("8180", regions.us), ("8190", regions.eu)):
-        pasted = pasted.replace(f":{port}/", f":{instance.port}/")
+    assert len(expected) >= 12
+    us, eu = regions.world.nodes
+    ports = {8180: regions.us.port, 8190: regions.eu.port, 8082: us.admin_port, 8090: eu.app_port}
+    for said, here in ports.items():
+        assert f":{said}" in pasted
+        pasted = pasted.replace(f":{said}", f":{here}")
+    pasted = pasted.replace(".venv/bin/sidecar", shlex.join(sidecar_command()))
     environ = clean_environ()
     if shutil.which("curl") is None:
         environ["PATH"] = f"{curl_of_python(tmp_path)}:{environ['PATH']}"
     walked = subprocess.run(
         ["sh", "-eu", "-c", pasted],
+        cwd=ROOT,
         env=environ,
         capture_output=True,
         text=True,
@@ -143,33 +148,40 @@ def test_the_walk_of_the_readme_answers_what_it_says(regions: Regions, tmp_path:
         check=False,
     )
     assert (walked.stderr, walked.returncode) == ("", 0)
-    # A text ends as it was written, without a new line.
-    assert walked.stdout.replace("\n", "") == "".join(expected)
+    assert walked.stdout.splitlines() == expected
+
+
+CURL = """\
+import argparse, time, urllib.error, urllib.request
+parser = argparse.ArgumentParser()
+for name in ("-X", "-d", "-w", "--retry"):
+    parser.add_argument(name)
+for name in ("-sS", "-sf"):
+    parser.add_argument(name, action="store_true")
+parser.add_argument("-H", action="append")
+parser.add_argument("url")
+got = parser.parse_args()
+headers = dict(header.split(": ") for header in got.H)
+body = None if got.d is None else got.d.encode()
+request = urllib.request.Request(got.url, body, headers, method=got.X)
+for left in reversed(range(int(got.retry or 0) + 1)):
+    try:
+        response = urllib.request.urlopen(request, timeout=30)
+        break
+    except urllib.error.HTTPError as refused:
+        response = refused
+        if refused.status != 503:
+            break
+    time.sleep(1 if left else 0)
+print(response.read().decode(), end="")
+print((got.w or "").replace("%{http_code}", str(response.status)).replace("\\\\n", "\\n"), end="")
+"""
 
 
 def curl_of_python(folder: Path) -> Path:
-    """A stand-in for machines without curl: what the walk needs of it, and no more."""
+    """A folder with a stand-in for machines without curl: what the walk needs of it, no more."""
     file = folder / "curl"
-    file.write_text(
-        f"#!{sys.executable}\n"
-        "import argparse, urllib.error, urllib.request\n"
-        "parser = argparse.ArgumentParser()\n"
-        "for name in ('-X', '-H', '-d', '-w'):\n"
-        "    parser.add_argument(name)\n"
-        "parser.add_argument('-sS', action='store_true')\n"
-        "parser.add_argument('url')\n"
-        "got = parser.parse_args()\n"
-        "headers = dict([got.H.split(': ')])\n"
-        "body = None if got.d is None else got.d.encode()\n"
-        "request = urllib.request.Request(got.url, body, headers, method=got.X)\n"
-        "try:\n"
-        "    response = urllib.request.urlopen(request, timeout=30)\n"
-        "except urllib.error.HTTPError as refused:\n"
-        "    response = refused\n"
-        "print(response.read().decode(), end='')\n"
-        "if got.w:\n"
-        "    print(response.status)\n"
-    )
+    file.write_text(f"#!{sys.executable}\n{CURL}")
     file.chmod(0o755)
     return folder
 
