@@ -199,12 +199,14 @@ def _transfer_in(store: RedisStore) -> JsonObject | None:
 
 
 def _told_of(shipping: Shipping, target: Target, waiting: Waiting | None) -> JsonObject:
+    silent_ms = shipping.silent_ms(target)
     return {
         "connected": target.is_connected,
         "unreachable": target.is_unreachable,
         "paused": target.is_paused,
         "acknowledged": str(target.acknowledged),
         "cursor": str(target.cursor),
+        "heard_ms_ago": None if silent_ms is None else round(silent_ms),
         "lag_ms": round(shipping.lag_ms(target), 1),
         "lag_transactions": None if waiting is None else waiting.transactions,
         "backlog": None if waiting is None else waiting.entries,

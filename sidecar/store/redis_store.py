@@ -15,7 +15,7 @@ from typing import Any, Self
 from sidecar.core.conflict import Rules
 from sidecar.core.epoch import Epoch, decode_epoch
 from sidecar.core.membership import Removed
-from sidecar.core.relationship import Change, Operation, Relationship
+from sidecar.core.relationship import BUCKETS, Change, Operation, Relationship
 from sidecar.core.script import CustomScript
 from sidecar.core.vector import Vector, is_covered, pointwise_max
 from sidecar.core.wire import bucket_of_name, encode_vector, hash_of
@@ -251,6 +251,16 @@ class RedisStore(OpenStore):
         """Every tenant that has a tuple here, sorted."""
         self._refuse_applications()
         return sorted(name.decode() for name in await self._read("SMEMBERS", self.keys.tenants))
+
+    async def tuples_per_tenant(self, first: int, tuples: int) -> tuple[int | None, dict[str, int]]:
+        """How many visible tuples each tenant has in some buckets, from the bucket `first` on.
+
+        tuples: after so many no further bucket is begun. Returns where to go on, None at the end.
+        """
+        self._refuse_applications()
+        _, following, *flat = await self._ask(self._reader(), "tenants", self._clock, first, tuples)
+        counts = {t.decode(): int(n) for t, n in zip(flat[::2], flat[1::2], strict=True)}
+        return (None if int(following) >= BUCKETS else int(following)), counts
 
     def _refuse_applications(self) -> None:
         if (refusal := self._refusal()) is not None:

@@ -284,12 +284,17 @@ async def test_what_is_parked_is_tried_again_and_told_what_became_of_it(
 # -- nodes that leave and come back ----------------------------------------------------------------
 
 
-def with_members(world: World, *names: str) -> None:
-    """Write these nodes into the files of those of them that are to be restarted."""
+def with_members(world: World, *names: str, **more: object) -> None:
+    """Write these nodes into the files of those of them that are to be restarted.
+
+    more: further settings of `replication`.
+    """
     for node in world.nodes:
         if node.name in names:
             regions = [world.seen_by(node, n.region) for n in world.nodes if n.name in names]
-            node.config.write_text(yaml.safe_dump({"replication": {"regions": regions, **QUICK}}))
+            node.config.write_text(
+                yaml.safe_dump({"replication": {"regions": regions, **QUICK, **more}})
+            )
 
 
 def restarted(*nodes: Node) -> None:
