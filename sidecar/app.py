@@ -15,6 +15,7 @@ from sidecar.admin.conflicts import ConflictLog
 from sidecar.admin.database import DatabaseCalls
 from sidecar.admin.deployment import Deployment
 from sidecar.admin.operations import Operations
+from sidecar.admin.showing import Dashboard
 from sidecar.admin.status import admin_app
 from sidecar.admin.steering import Steering
 from sidecar.agent.probe import Probes
@@ -127,8 +128,8 @@ async def _serve(
     )
     proxy = None
     if config.database is not None:
-        parts = ProxyParts(config, partitions, forwarder, answers, metrics)
-        proxy = await stack.enter_async_context(Proxy(config.database, parts))
+        behind_it = ProxyParts(config, partitions, forwarder, answers, metrics)
+        proxy = await stack.enter_async_context(Proxy(config.database, behind_it))
         health.behind_stands(proxy)
     promoting = Promoting(partitions.everywhere.promotion, answers)
     database = DatabaseCalls(proxy, answers)
@@ -153,8 +154,19 @@ async def _serve(
     )
     reloads: Reloads = Reloads(config, reading, _adapting(partitions, probes, router, forwarder))
     steering = Steering(node, list(partitions), reloads, answers)
+    dashboard = Dashboard(
+        config,
+        lambda: reloads.config.topology,
+        partitions,
+        calls,
+        answers,
+        status=status,
+        metrics=metrics,
+        database=proxy,
+    )
     conflicts = ConflictLog([one.store for one in partitions], answers)
-    admin = admin_app(metrics, health, conflicts, operations, steering, deployment, database)
+    own_calls = (conflicts, operations, steering, deployment, database, dashboard)
+    admin = admin_app(metrics, health, answers, *own_calls)
     reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
     peer = peer_app(
         reception, health, Inspection(partitions, answers), promoting, Telling(status, answers)
@@ -181,7 +193,7 @@ async def _serve(
     ]
     for name, address, runner in listeners:
         await stack.enter_async_context(listening(name, address, runner))
-    behind = proxy.loops() if proxy else ()
+    behind = (*dashboard.loops(), *(proxy.loops() if proxy else ()))
     await stack.enter_async_context(
         running(loops, *partitions.loops(), probes.run(), reloads.run(), *behind)
     )
@@ -257,5 +269,5 @@ def _health(node: Node, partitions: Partitions, metrics: Metrics) -> Health:
     first = partitions.everywhere
     restricted = {", ".join(one.regions): alone(one) for one in partitions if one.regions}
     health = Health(node, first.store, first.shipping.targets, first.scrub.reasons, restricted)
-    metrics.is_ready_when(lambda: health.check()[0])
+    metrics.is_ready_when(lambda: not health.not_ready_because())
     return health

@@ -128,7 +128,7 @@ class Peers:
         self._store, self._me, self._now_us = store, me, now_us
         self.rows = Rows(me, members)
         self.told: dict[str, Told] = {}
-        self._is_prepared = False
+        self._is_prepared, self._asks_until_us = False, 0
         self._proofs: set[str] = set()
         self._deciding = asyncio.Lock()
         self._phase_since_us: tuple[str, Phase, int] = ("", Phase.UNPROVEN, 0)
@@ -189,6 +189,7 @@ class Peers:
             if not self._is_prepared:
                 self.rows.restore(await store.rows(self._others))
                 self._is_prepared = True
+                self._asks_until_us = self._now_us() + PRESENT_US
             self._taken = await store.taken()
             removed = newest_removed(self.removed, self._told_removed)
             origin = store.origin
@@ -209,6 +210,21 @@ class Peers:
     def is_new(self) -> bool:
         """Whether this node has never had all that some other node had."""
         return bool(self._others) and not any(n in self.rows.known for n in self._others)
+
+    @property
+    def joins(self) -> str:
+        """Why this node shows less than the others do, in words; "" where it does not.
+
+        It is so for one that is new, until it has had all that some other one had.
+        """
+        if not self._is_prepared:
+            return "this node has not read yet what it knows of the others"
+        if not self.is_new:
+            return ""
+        if not self.told and self._now_us() < self._asks_until_us:
+            return "this node is new and has not heard of the others yet"
+        source = next((node for node, told in self.told.items() if not told.is_new), None)
+        return "" if source is None else f"this node is new and does not have yet what {source} has"
 
     def facts(self, to: str | None = None) -> dict[str, object]:
         """What hellos and heartbeats tell; to: a greeted node is told what it once had."""

@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from sidecar.api import bodies, cursors, headers, waits
 from sidecar.api.answers import Answers, Route, compact, relationship_json
 from sidecar.api.listener import AppListener
+from sidecar.api.openapi import app_document
 from sidecar.api.served import Partitions, Served
 from sidecar.api.watch import Watch, WatchLimits
 from sidecar.core.concern import WriteConcern
@@ -20,6 +21,7 @@ from sidecar.core.relationship import Change, Relationship
 from sidecar.core.router import RequestType
 from sidecar.core.topology import Node
 from sidecar.errors import Refused, Unavailable
+from sidecar.openapi import OPENAPI, Documented
 from sidecar.store.calls import Filter, Page, WriteRequest, Written
 
 Health = Callable[[], tuple[bool, Mapping[str, Any]]]
@@ -79,6 +81,7 @@ def native_app(
         for place, (request_type, call) in calls.items()
     }
     routes["GET", "/health"] = _health_route(answers, node, health)
+    routes["GET", OPENAPI] = answers.guarded(Documented(app_document(), answers).get)
     routes |= {("GET", path): route for path, route in (probes or {}).items()}
     app[CALLS] = {place: answers.guarded(call) for place, (_, call) in calls.items()}
     expect = _expect_route(answers)

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from sidecar.core.conflict import Rules
 from sidecar.core.epoch import Epoch, decode_epoch
 from sidecar.core.membership import Removed
-from sidecar.core.relationship import Change, Operation, Relationship
+from sidecar.core.relationship import BUCKETS, Change, Operation, Relationship
 from sidecar.core.script import CustomScript
 from sidecar.core.vector import Vector, is_covered, pointwise_max
 from sidecar.core.wire import bucket_of_name, encode_vector, hash_of
@@ -100,6 +101,7 @@ class RedisStore(OpenStore):
             custom=custom,
         )
         self._skew_us = max_clock_skew_ms * 1000
+        self._tries = Counter[str]()
         self._group_commit = GroupCommit(self._commit, metrics.wrote)
         self._stack = contextlib.AsyncExitStack()
 
@@ -184,6 +186,8 @@ class RedisStore(OpenStore):
             self._set_closed(lost)
             raise lost
         self._advance(int(clock), merged.vector)
+        for origin in merged.parked:
+            self._tries[origin] += 1
         self._metrics.merged(int(transactions), local=int(here), remote=int(there))
         if merged.outcome is MergeOutcome.CONTRADICTION:
             raise Refused("bad_batch", merged.detail)
@@ -247,6 +251,16 @@ class RedisStore(OpenStore):
         """Every tenant that has a tuple here, sorted."""
         self._refuse_applications()
         return sorted(name.decode() for name in await self._read("SMEMBERS", self.keys.tenants))
+
+    async def tuples_per_tenant(self, first: int, tuples: int) -> tuple[int | None, dict[str, int]]:
+        """How many visible tuples each tenant has in some buckets, from the bucket `first` on.
+
+        tuples: after so many no further bucket is begun. Returns where to go on, None at the end.
+        """
+        self._refuse_applications()
+        _, following, *flat = await self._ask(self._reader(), "tenants", self._clock, first, tuples)
+        counts = {t.decode(): int(n) for t, n in zip(flat[::2], flat[1::2], strict=True)}
+        return (None if int(following) >= BUCKETS else int(following)), counts
 
     def _refuse_applications(self) -> None:
         if (refusal := self._refusal()) is not None:
@@ -609,6 +623,10 @@ class RedisStore(OpenStore):
         """origin -> the transaction that waits: timestamp, previous, reason, since."""
         flat = await self._read("HGETALL", self.keys.parked)
         return {flat[i].decode(): json.loads(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+    def tries_of(self, origin: str) -> int:
+        """How often since the start something of an origin was found to have to wait."""
+        return self._tries[origin]
 
     async def drop(self, origin: str, timestamp: int) -> bool:
         """Apply a parked transaction as an empty one; False when this one is not parked."""
