@@ -119,8 +119,23 @@ JSON = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                "targets node2 lag_ms partitions reasons parked database regions collection held_by "
-                "transfers_out buckets of unsettled connected".split()
+                [
+                    "targets",
+                    "node2",
+                    "lag_ms",
+                    "partitions",
+                    "reasons",
+                    "parked",
+                    "database",
+                    "regions",
+                    "collection",
+                    "held_by",
+                    "transfers_out",
+                    "buckets",
+                    "of",
+                    "unsettled",
+                    "connected",
+                ]
             ),
             inner,
             max_size=6,
