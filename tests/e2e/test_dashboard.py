@@ -3,9 +3,13 @@
 import contextlib
 import http.client
 import json
+import os
 import signal
+import statistics
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,3 +188,36 @@ def test_a_node_ends_at_once_although_somebody_looks(make_world: MakeWorld) -> N
         assert node.process is not None
         node.process.wait(timeout=10)
         assert node.process.returncode == 0
+
+
+@pytest.mark.soak
+def test_ten_viewers_take_less_than_a_tenth_of_a_core(make_world: MakeWorld) -> None:
+    """And nobody takes less than 2 %: by the processor time of the node, in turns, the median."""
+    world = make_world().start()
+    node = world.nodes[0]
+    shares: dict[int, list[float]] = {0: [], 10: []}
+    for _ in range(5):
+        for viewers, measured in shares.items():
+            with contextlib.ExitStack() as stack:
+                looking = [
+                    stack.enter_context(contextlib.closing(Viewer(node))) for _ in range(viewers)
+                ]
+                for one in looking:
+                    wait_until(lambda one=one: one.has("deployment"), "it is told")  # type: ignore[misc]
+                measured.append(share_of_core(node.pid, 6.0))
+    nobody, ten = (statistics.median(measured) for measured in shares.values())
+    print(f"nobody looks: {nobody:.1%}; ten look: {ten:.1%} of a core, replication included")
+    assert nobody < 0.02
+    assert ten - nobody < 0.10
+
+
+def share_of_core(pid: int, seconds: float) -> float:
+    """The processor time of a process, as a share of the time that passes."""
+
+    def used_s() -> float:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    began_s, used = time.monotonic(), used_s()
+    wait_until(lambda: time.monotonic() - began_s >= seconds, "time passes", seconds + 5)
+    return (used_s() - used) / (time.monotonic() - began_s)
