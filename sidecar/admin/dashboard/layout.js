@@ -23,14 +23,20 @@ export function places(regions, width, height) {
   const middle = { x: width / 2, y: regions.length > 2 ? height / 2 : height / 2 - 10 };
   // Above or below each region stands its name, and beside it may stand half of it.
   const rx = Math.min(Math.max(width / 2 - Math.max(biggest + 10, 58), 40), regions.length === 2 ? 320 : 560);
-  const ry = Math.max(height / 2 - biggest - 34, 40);
-  return new Map(regions.map((region, index) => {
-    const r = regionRadius(region.nodes.length, node);
-    if (regions.length === 1) return [region.id, { ...middle, r }];
-    const start = regions.length === 2 ? Math.PI : -Math.PI / 2;
-    const angle = start + (2 * Math.PI * index) / regions.length;
-    return [region.id, { x: middle.x + rx * Math.cos(angle), y: middle.y + ry * Math.sin(angle), r, isOnTop: regions.length > 2 && Math.sin(angle) < -0.1 }];
-  }));
+  if (regions.length === 1) return new Map([[regions[0].id, { ...middle, r: regionRadius(regions[0].nodes.length, node) }]]);
+  const start = regions.length === 2 ? Math.PI : -Math.PI / 2;
+  const angles = regions.map((_, index) => start + (2 * Math.PI * index) / regions.length);
+  // An odd number does not reach down as far as up: what there is is stretched over the height.
+  const sines = angles.map(Math.sin);
+  const highest = Math.min(...sines), span = Math.max(...sines) - highest;
+  const top = biggest + 34, room = Math.max(height - 2 * top, 80);
+  const y = (sine) => (regions.length === 2 ? middle.y : top + (room * (sine - highest)) / span);
+  return new Map(regions.map((region, index) => [region.id, {
+    x: middle.x + rx * Math.cos(angles[index]),
+    y: y(sines[index]),
+    r: regionRadius(region.nodes.length, node),
+    isOnTop: regions.length > 2 && sines[index] < -0.1,
+  }]));
 }
 
 // The nodes of a region: one in the middle, several on a ring.

@@ -91,7 +91,7 @@ export class DeploymentMap {
   }
 
   drawLinks(at, nodeAt) {
-    const isCalm = this.bundles.size <= CALM_LABELS;
+    const isCalm = [...this.bundles.values()].filter((one) => !one.isInner).length <= CALM_LABELS;
     const isDense = this.bundles.size > DENSE;
     set(this.canvas, "data-dense", isDense);
     // A cut is a cross on the line: among many links that says it.

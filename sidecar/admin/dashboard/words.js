@@ -116,7 +116,7 @@ export function problemsOf(told, held) {
       found.push(["cut", `${name} serves nothing: ${node.reasons.join("; ")}`]);
     } else {
       // Links that are down have a line of their own.
-      const others = node.reasons.filter((reason) => !/^(target |not connected to )/.test(reason));
+      const others = node.reasons.filter((reason) => !/(^|: )target \S+ is not connected/.test(reason));
       if (others.length) found.push(["late", `${name}: ${others.join("; ")}`]);
     }
   }
@@ -126,7 +126,9 @@ export function problemsOf(told, held) {
     if (!rest.length) continue;
     const one = bundle(rest);
     const [from, to] = pair.split(" ");
-    const way = from === to ? `within ${from}` : `${from} → ${to}`;
+    const path = from === to ? `within ${from}` : `${from} → ${to}`;
+    const many = rest.filter((link) => link.state === one.state).length;
+    const way = many === rest.length ? path : `${path} (${many} of ${rest.length} links)`;
     const waits = one.backlog ? `, ${plural(one.backlog, "transaction waits", "transactions wait")}` : "";
     if (one.state === "cut") found.push(["cut", `${way} is cut${waits}: ${one.error ?? "no session yet"}`]);
     else if (one.state === "silent") found.push(["silent", `${way} has been silent for ${duration(one.silent_ms)}${waits}`]);
