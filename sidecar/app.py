@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 from aiohttp import web
 
@@ -19,7 +20,7 @@ from sidecar.admin.status import admin_app
 from sidecar.admin.steering import Steering
 from sidecar.agent.probe import Probes
 from sidecar.api.answers import Answers
-from sidecar.api.listener import AppListener
+from sidecar.api.listener import AppListener, BadHttp
 from sidecar.api.native import app_listener, native_app, serve_forwarded
 from sidecar.config import Address, Config
 from sidecar.core.router import NodeHealth, Router
@@ -194,7 +195,7 @@ async def _serve(
         (
             "peer",
             config.peer_address,
-            _peer_listener(peer, answers, is_proxy=proxy is not None),
+            _peer_listener(peer, answers, guard.bad_http, is_proxy=proxy is not None),
             guard.peer_door,
         ),
     ]
@@ -254,10 +255,13 @@ def _others(config: Config) -> list[Node]:
     return [other for other in config.topology.nodes() if other.id != config.node]
 
 
-def _peer_listener(peer: web.Application, answers: Answers, *, is_proxy: bool) -> web.AppRunner:
+def _peer_listener(
+    peer: web.Application, answers: Answers, bad_http: BadHttp, *, is_proxy: bool
+) -> web.AppRunner:
     # What is forwarded to a database is as it came.
-    options = {"auto_decompress": False, **HEADS} if is_proxy else {}
-    return AppListener(peer, answers, shutdown_timeout=2.0, id_header=FROM_NODE, **options)
+    options: dict[str, Any] = {"auto_decompress": False, **HEADS} if is_proxy else {}
+    options |= {"shutdown_timeout": 2.0, "id_header": FROM_NODE, "bad_http": bad_http}
+    return AppListener(peer, answers, **options)
 
 
 def _spare_the_collector() -> None:
