@@ -6,8 +6,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 SUITES := unit lua store sim api e2e chaos
-# The benchmark is checked like the rest.
-SOURCES := sidecar tests $(wildcard bench)
+# The benchmark and the examples are checked like the rest.
+SOURCES := sidecar tests $(wildcard bench examples)
 
 .DEFAULT_GOAL := help
 .PHONY: help install run format check test test-real soak chaos bench clean
@@ -40,8 +40,8 @@ check: $(STAMP) ## Lint, format and types
 test: check ## check, then every suite, with the seconds of each (ARGS goes to pytest)
 	@$(BIN)/python tests/run_suites.py $(SUITES) -- $(ARGS)
 
-test-real: $(STAMP) ## Against real databases: fetches SpiceDB, says what could not be had
-	@$(BIN)/python tests/real/fetch.py
+test-real: $(STAMP) ## Against real programs: fetches SpiceDB and Prometheus, says what could not be had
+	@$(BIN)/python -m tests.real.fetch
 	@$(BIN)/python tests/run_suites.py real -- $(ARGS)
 
 soak: $(STAMP) ## The long random runs
@@ -56,4 +56,4 @@ bench: $(STAMP) ## Ratios of speed, each with its floor (ARGS=--json)
 
 clean: ## Remove .venv, caches and builds; keeps ./data
 	rm -rf $(VENV) .real_cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find sidecar tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find sidecar tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -22,6 +22,7 @@ import aiohttp
 import yaml
 
 from sidecar.config import Config
+from sidecar.core.topology import ReplicationStrategy
 from sidecar.errors import Refused, Unavailable
 from sidecar.store.embedded import describe_end
 from sidecar.tether import tethered
@@ -119,14 +120,19 @@ def plan(regions: int, base_port: int, folder: Path) -> tuple[DemoNode, ...]:
     )
 
 
-def config_text(nodes: tuple[DemoNode, ...]) -> str:
-    """The one file that all nodes read."""
+def config_text(
+    nodes: tuple[DemoNode, ...],
+    strategy: ReplicationStrategy = ReplicationStrategy.ACTIVE_ACTIVE,
+) -> str:
+    """The one file that all nodes read; where there is a primary, it is the first region."""
+    has_primary = strategy is ReplicationStrategy.PRIMARY_REPLICA
     replication = {
-        "strategy": "active_active",
+        "strategy": strategy.value,
         "conflict_resolution": "lww",
         "regions": [
             {
                 "id": node.region,
+                **({"is_primary": node is nodes[0]} if has_primary else {}),
                 "zones": [
                     {
                         "id": f"{node.region}a",
@@ -203,13 +209,14 @@ async def run_demo(
     say: Callable[[str], None],
     environ: Mapping[str, str],
     farewell: str = "keeps their data",
+    strategy: ReplicationStrategy = ReplicationStrategy.ACTIVE_ACTIVE,
 ) -> None:
     """Start the nodes, say where they are, and keep them until `stop` is set.
 
     Raises Unavailable when a node does not come up; then all of them have been ended.
     """
     refuse_ports_in_use(nodes)
-    config = _write_config(nodes, folder)
+    config = _write_config(nodes, folder, strategy)
     say(f"starting {len(nodes)} regions, data in {folder}")
     async with contextlib.AsyncExitStack() as stack:
         running = [
@@ -347,12 +354,12 @@ async def _watch(each: _Running, config: Path, say: Callable[[str], None]) -> No
     say(f"{node.name} ({node.region}) answers again; it is yours now, the demo will not end it")
 
 
-def _write_config(nodes: tuple[DemoNode, ...], folder: Path) -> Path:
+def _write_config(nodes: tuple[DemoNode, ...], folder: Path, strategy: ReplicationStrategy) -> Path:
     config = folder / CONFIG_NAME
     try:
         for node in nodes:
             node.folder.mkdir(parents=True, exist_ok=True)
-        config.write_text(config_text(nodes))
+        config.write_text(config_text(nodes, strategy))
     except OSError as error:
         raise Refused(
             "folder_not_usable",

@@ -62,7 +62,8 @@ class NodeStatus:
         """
         everywhere, *others = self._partitions
         primacy = everywhere.primacy
-        is_serving, health = self._health.check()
+        _, health = self._health.check()
+        not_ready = self._health.not_ready_because()
         return {
             "node": str(self._node.id),
             "region": str(self._node.region),
@@ -72,7 +73,8 @@ class NodeStatus:
             "uptime_s": round(time.monotonic() - self._started_s, 1),
             "status": health["status"],
             "reasons": health["reasons"],
-            "is_ready": is_serving,
+            "is_ready": not not_ready,
+            "not_ready_because": not_ready,
             "counts": self._metrics.counts(),
             "feed_limit": self._feed_limit,
             **await _status_of(everywhere),
@@ -91,15 +93,15 @@ class NodeStatus:
         database = shown["database"]
         restricted = {name: _withheld(one) for name, one in shown["partitions"].items()}
         shown["parked"] = _without_reasons(shown["parked"])
-        if restricted:
-            shown["reasons"] = [_withheld_reason(reason) for reason in shown["reasons"]]
+        of_tenants = _before_colon if database is not None else _withheld_reason
+        for words in ("reasons", "not_ready_because"):
+            shown[words] = [of_tenants(reason) for reason in shown[words]]
         if database is not None:
             hidden = {"away_because", "failing_because"}
             shown["database"] = {
                 word: _WITHHELD if word in hidden and value else value
                 for word, value in database.items()
             }
-            shown["reasons"] = [_before_colon(reason) for reason in shown["reasons"]]
         return shown | {"partitions": restricted}
 
 
@@ -119,6 +121,7 @@ def _without_reasons(parked: list[JsonObject] | None) -> list[JsonObject] | None
 
 
 def _withheld_reason(reason: str) -> str:
+    """Only of restricted tenants nothing is said in words."""
     return _before_colon(reason) if reason.startswith("tenants of ") else reason
 
 
@@ -196,12 +199,14 @@ def _transfer_in(store: RedisStore) -> JsonObject | None:
 
 
 def _told_of(shipping: Shipping, target: Target, waiting: Waiting | None) -> JsonObject:
+    silent_ms = shipping.silent_ms(target)
     return {
         "connected": target.is_connected,
         "unreachable": target.is_unreachable,
         "paused": target.is_paused,
         "acknowledged": str(target.acknowledged),
         "cursor": str(target.cursor),
+        "heard_ms_ago": None if silent_ms is None else round(silent_ms),
         "lag_ms": round(shipping.lag_ms(target), 1),
         "lag_transactions": None if waiting is None else waiting.transactions,
         "backlog": None if waiting is None else waiting.entries,

@@ -1,4 +1,4 @@
-"""`sidecar status`, `accept-loss`, `parked`, `promote`: how one node does, and acts of a person.
+"""`sidecar status --node-only`, `accept-loss`, `parked`, `promote`: one node, and acts of a person.
 
 Owns what is asked of the admin listener and how the answer is told.
 """
@@ -49,8 +49,17 @@ async def promote(url: str, region: str, wait_s: float | None) -> JsonObject:
         return await client.post("/promote", "default", json.dumps(body).encode(), limit_s=limit_s)
 
 
+async def release_parked(url: str, origin: str) -> JsonObject:
+    """Have what is parked of an origin there tried again; returns what it was. Raises Refused."""
+    return await _deal_with_parked(url, origin, "/parked/release")
+
+
 async def drop_parked(url: str, origin: str) -> JsonObject:
     """Drop what is parked of an origin there; returns what it was. Raises Refused."""
+    return await _deal_with_parked(url, origin, "/parked/drop")
+
+
+async def _deal_with_parked(url: str, origin: str, path: str) -> JsonObject:
     async with admin_of(url, "parked transactions") as client:
         found = await _parked(client)
         one = next((each for each in found if each["origin"] == origin), None)
@@ -59,7 +68,7 @@ async def drop_parked(url: str, origin: str) -> JsonObject:
             raise Refused("not_parked", f"nothing of {origin} is parked there; parked is {known}")
         named = f'{{"origin":"{one["origin"]}","timestamp":"{one["timestamp"]}"}}'
         # The one that was looked at, not one that has come meanwhile.
-        await client.post("/parked/drop", "default", named.encode())
+        await client.post(path, "default", named.encode())
         return one
 
 
@@ -97,7 +106,15 @@ def _tell_one(status: JsonObject, named: Iterable[tuple[str, str]]) -> None:
         return
     out.print()
     table = Table(box=None, pad_edge=False)
-    for heading in ("target", "session", "lag", "acknowledged", "transfer", "last error"):
+    for heading in (
+        "target",
+        "session",
+        "lag",
+        "backlog",
+        "acknowledged",
+        "transfer",
+        "last error",
+    ):
         table.add_column(heading, overflow="fold")
     for node, target in status["targets"].items():
         table.add_row(*map(printable, _target(node, target, status["transfers_out"].get(node))))
@@ -193,7 +210,17 @@ def _target(node: str, target: JsonObject, transfer: JsonObject | None) -> tuple
         session = "paused"
     error = "" if target["connected"] else target["last_error"] or ""
     sent = _share(transfer) if transfer else ""
-    return node, session, f"{target['lag_ms']:,.0f} ms", target["acknowledged"], sent, error
+    lag = f"{target['lag_ms']:,.0f} ms"
+    return node, session, lag, _backlog(target), target["acknowledged"], sent, error
+
+
+def _backlog(target: JsonObject) -> str:
+    """How many entries of the feed wait for it, and how many are on their way."""
+    if target["backlog"] is None:
+        return "not known"
+    about = "about " if target["backlog_is_estimate"] else ""
+    on_the_way = f", {target['in_flight']} of {target['window']} batches sent"
+    return f"{about}{target['backlog']:,}{on_the_way if target['in_flight'] else ''}"
 
 
 def _share(transfer: Mapping[str, Any]) -> str:

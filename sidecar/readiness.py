@@ -7,7 +7,7 @@ see that it no longer is before it goes. What a person wants to know is at /heal
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from aiohttp import web
@@ -108,7 +108,7 @@ class Readiness:
         most_ms = _most_ms(request)
         address = request.transport and request.transport.get_extra_info("sockname")
         self.askers.note(f"{request.remote} {address}", time.monotonic())
-        reasons, lag = self._health.not_ready_because(), {}
+        reasons, lag = [*self._health.not_ready_because(), *self._joining()], {}
         if most_ms is not None:
             lag = {"lag_ms": self.lag_ms()}
             if lag["lag_ms"] > most_ms:
@@ -121,6 +121,13 @@ class Readiness:
             return self._answers.json(compact({"status": "ready", **shown}))
         failure = {"status": "not_ready", "error": "not_ready", "message": "; ".join(reasons)}
         return self._answers.json(compact({**failure, **shown}), 503, {"Retry-After": "1"})
+
+    def _joining(self) -> Iterator[str]:
+        """Why a node that is new in its topology shows less than the others do."""
+        for one in self._partitions:
+            if why := one.peers.joins:
+                whose = f"tenants of {', '.join(one.regions)}: " if one.regions else ""
+                yield f"{whose}joining: {why}"
 
 
 def _most_ms(request: web.Request) -> int | None:

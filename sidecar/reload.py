@@ -55,8 +55,9 @@ class Change:
 
 def change_between(before: Config, after: Config) -> Change:
     """What a reload would change. Raises Refused("needs_restart") where it cannot."""
-    _refuse_other_settings(before, after)
+    # The local region follows from the place of the node.
     _refuse_other_place(before, after)
+    _refuse_other_settings(before, after)
     rules, others = (rules_of(one, custom_script(one)).fingerprint for one in (before, after))
     if rules != others:
         raise _needs_restart(
@@ -96,16 +97,8 @@ def _differing(place: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
 
 
 def _refuse_other_place(before: Config, after: Config) -> None:
-    here = before.this_node
-    there = _by_id(after.topology).get(here.id)
-    if there is None:
-        raise Refused(
-            "needs_restart",
-            f"replication.regions: this node, {here.id}, is not in it; a node that is to go is "
-            "stopped, and then taken out of the files of the others; nothing was changed",
-            409,
-        )
-    for name in ("region", "zone", "endpoint"):
+    here, there = before.this_node, after.this_node
+    for name in ("id", "region", "zone", "endpoint"):
         if getattr(here, name) != getattr(there, name):
             raise _needs_restart(f"the {name} of this node, {here.id}, is another one in the file")
 

@@ -10,14 +10,15 @@ import secrets
 from typing import Final
 
 from aiohttp import web
+from multidict import istr
 
 from sidecar import logs
 from sidecar.hops import Head, Passed
 
-REQUEST_ID: Final = "X-Request-Id"
+REQUEST_ID: Final = istr("X-Request-Id")
 """Between an application and its node."""
 
-FROM_NODE: Final = "X-Sidecar-Request-Id"
+FROM_NODE: Final = istr("X-Sidecar-Request-Id")
 """Between nodes: what an application sent under the other name stays as it came."""
 
 MAX_ID: Final = 128
@@ -28,18 +29,16 @@ _numbers = itertools.count(1)
 
 
 def take(request: web.BaseRequest, header: str) -> None:
-    """What this task logs from now on is about this request."""
+    """What this task logs from now on is about this request.
+
+    header: where its id is looked for. Between nodes none is made: a session is no request.
+    """
     given = request.headers.get(header)
-    # A number after what is this process's own: a random one for each would cost more.
-    is_good = given is not None and 0 < len(given) <= MAX_ID and given.isascii()
-    logs.speak_of_request(
-        given if is_good and given is not None and given.isprintable() else fresh()
-    )
-
-
-def fresh() -> str:
-    """An id that no other request has."""
-    return f"{_OWN}{next(_numbers):x}"
+    if given and len(given) <= MAX_ID and given.isascii() and given.isprintable():
+        logs.speak_of_request(given)
+    elif header is REQUEST_ID:
+        # A number after what is this process's own: a random one for each would cost more.
+        logs.speak_of_request(f"{_OWN}{next(_numbers):x}")
 
 
 def add_to(head: Head) -> None:

@@ -60,9 +60,11 @@ class Replica(Protocol):
     @property
     def progress(self) -> str: ...
 
-    async def merge(self, batch: bytes) -> Merged: ...
+    async def merge(self, batch: bytes, nodes: Collection[str] = ()) -> Merged: ...
     async def states(self, first: int, buckets: int, tuples: int) -> States: ...
-    async def absorb(self, page: bytes, way: Way, progress: str = "") -> Absorbed: ...
+    async def absorb(
+        self, page: bytes, way: Way, progress: str = "", nodes: Collection[str] = ()
+    ) -> Absorbed: ...
     @property
     def joined(self) -> frozenset[str] | None: ...
     async def end_change(self) -> None: ...
@@ -128,7 +130,7 @@ class Peers:
         self._store, self._me, self._now_us = store, me, now_us
         self.rows = Rows(me, members)
         self.told: dict[str, Told] = {}
-        self._is_prepared = False
+        self._is_prepared, self._asks_until_us = False, 0
         self._proofs: set[str] = set()
         self._deciding = asyncio.Lock()
         self._phase_since_us: tuple[str, Phase, int] = ("", Phase.UNPROVEN, 0)
@@ -189,6 +191,7 @@ class Peers:
             if not self._is_prepared:
                 self.rows.restore(await store.rows(self._others))
                 self._is_prepared = True
+                self._asks_until_us = self._now_us() + PRESENT_US
             self._taken = await store.taken()
             removed = newest_removed(self.removed, self._told_removed)
             origin = store.origin
@@ -196,6 +199,15 @@ class Peers:
                 # With an incarnation the store may have lost this, too.
                 self.removed = await store.members(self.rows.members, removed)
                 self._members_of = origin
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The nodes whose writes there may be: of the topology, and those removed from it.
+
+        Which of them bring a write does not matter: what its own node cannot bring any more, every
+        node serves that has it, whatever the graph of replication is now.
+        """
+        return frozenset({*self.rows.members, *self.removed, *self._told_removed})
 
     # -- what this node tells ---------------------------------------------------------------------
 
@@ -209,6 +221,21 @@ class Peers:
     def is_new(self) -> bool:
         """Whether this node has never had all that some other node had."""
         return bool(self._others) and not any(n in self.rows.known for n in self._others)
+
+    @property
+    def joins(self) -> str:
+        """Why this node shows less than the others do, in words; "" where it does not.
+
+        It is so for one that is new, until it has had all that some other one had.
+        """
+        if not self._is_prepared:
+            return "this node has not read yet what it knows of the others"
+        if not self.is_new:
+            return ""
+        if not self.told and self._now_us() < self._asks_until_us:
+            return "this node is new and has not heard of the others yet"
+        source = next((node for node, told in self.told.items() if not told.is_new), None)
+        return "" if source is None else f"this node is new and does not have yet what {source} has"
 
     def facts(self, to: str | None = None) -> dict[str, object]:
         """What hellos and heartbeats tell; to: a greeted node is told what it once had."""

@@ -4,6 +4,7 @@ Owns what counts as healthy, and the patience. What follows from it is decided i
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 
@@ -147,15 +148,18 @@ class Probes:
 
     async def _ask_for_ever(self, node: Node) -> None:
         standing = self._standing[node.id]
-        while True:
+        try:
+            while True:
+                standing.begin()
+                self._note(node.id, *await self._ask(node))
+                await standing.end()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval_s):
+                        await standing.wake.wait()
+        finally:
+            # It is asked no more: nobody waits for what would come of it.
             standing.begin()
-            self._note(node.id, *await self._ask(node))
             await standing.end()
-            try:
-                async with asyncio.timeout(self._interval_s):
-                    await standing.wake.wait()
-            except TimeoutError:
-                pass
 
     async def _ask(self, node: Node) -> tuple[NodeHealth, str, bool]:
         """Its health, why it is so, and whether it says so itself and means it."""

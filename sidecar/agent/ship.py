@@ -75,6 +75,7 @@ class Target:
 
     carried: the nodes whose transactions go there over this node. acknowledged: timestamp of this
     node's origin up to which the target has everything. vector: what it has, as far as it has said.
+    heard_us: when it said something last, by a clock that only goes on; None: not yet.
     buckets_sent: how far a state transfer there has come, None when there is none. is_paused: an
     operator has stopped the replication to it. must_transfer: it is to get a state transfer,
     whether it lacks something or not.
@@ -82,6 +83,7 @@ class Target:
 
     def __init__(self, node: str, endpoint: str, carried: frozenset[str] | None = None) -> None:
         self.node, self.endpoint, self.carried = node, endpoint, carried
+        self.heard_us: int | None = None
         self.buckets_sent: int | None = None
         self.is_connected = False
         self.is_unreachable = False
@@ -293,6 +295,7 @@ class Shipping:
         self, target: Target, sender: Sender, head: dict[str, object], origin: str
     ) -> list[Action]:
         """A frame of the target has come to a session of this incarnation."""
+        target.heard_us = _monotonic_us()
         if head["type"] == "welcome" and head.get("node") == target.node:
             await self._peers.greeted(target.node, head)
         elif head["type"] == "heartbeat":
@@ -406,6 +409,10 @@ class Shipping:
                 "replication target unreachable",
                 extra={"target": target.node, "attempts": attempt.attempt_number},
             )
+
+    def silent_ms(self, target: Target) -> float | None:
+        """For how long a target has said nothing; None: it has not said anything yet."""
+        return None if target.heard_us is None else (_monotonic_us() - target.heard_us) / 1000
 
     def lag_ms(self, target: Target) -> float:
         """Age of the oldest transaction of this node that a target has not acknowledged."""

@@ -11,10 +11,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast, is_typeddict
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from sidecar.core.relationship import (
+    ID_PATTERN,
+    NAME_PATTERN,
+    RESOURCE_PATTERN,
+    SUBJECT_PATTERN,
     Change,
     Operation,
     Relationship,
@@ -40,18 +52,63 @@ MAX_WATCH_WORDS = 100
 
 _strict = with_config(ConfigDict(extra="forbid", strict=True))
 
-Limit = Annotated[int, Field(ge=1, le=MAX_CHANGES)]
+
+def _whole(value: object) -> object:
+    # For JSON 5.0 is a whole number, too.
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Limit = Annotated[int, Field(ge=1, le=MAX_CHANGES), BeforeValidator(_whole)]
 Digits = Annotated[str, Field(pattern=r"^[0-9]{1,16}$")]
-Words = Annotated[list[str], Field(min_length=1, max_length=MAX_WATCH_WORDS)]
+
+# What `core.relationship` checks, for readers of the schema only.
+Resource = Annotated[str, WithJsonSchema({"type": "string", "pattern": RESOURCE_PATTERN})]
+Id = Annotated[str, WithJsonSchema({"type": "string", "pattern": ID_PATTERN})]
+Subject = Annotated[str, WithJsonSchema({"type": "string", "pattern": SUBJECT_PATTERN})]
+Name = Annotated[str, WithJsonSchema({"type": "string", "pattern": NAME_PATTERN})]
+Condition = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "not": {"type": "null"},
+            "description": "Any JSON but null, at most 32 KiB and 100 levels deep.",
+        }
+    ),
+]
+SubjectProperties = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "properties": {"relation": {"type": ["string", "null"], "pattern": NAME_PATTERN}},
+            "description": "With relation it is a set of subjects that is asked for.",
+        }
+    ),
+]
+Moment = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "format": "date-time",
+            "description": "RFC 3339 with a zone, from 1970 to 9999 in UTC.",
+        }
+    ),
+]
+Cursor = Annotated[
+    str | None,
+    WithJsonSchema({"type": ["string", "null"], "format": "cursor"}),
+]
+Words = Annotated[list[Name], Field(min_length=1, max_length=MAX_WATCH_WORDS)]
 
 
 @_strict
 class RelationshipBody(TypedDict):
-    resource: str
-    relation: str
-    subject: str
-    condition: NotRequired[Any]
-    expires_at: NotRequired[str]
+    resource: Resource
+    relation: Name
+    subject: Subject
+    condition: NotRequired[Condition]
+    expires_at: NotRequired[Moment]
 
 
 @_strict
@@ -62,10 +119,10 @@ class WriteBody(TypedDict):
 
 @_strict
 class FilterBody(TypedDict):
-    resource: NotRequired[str]
-    resource_type: NotRequired[str]
-    relation: NotRequired[str]
-    subject: NotRequired[str]
+    resource: NotRequired[Resource]
+    resource_type: NotRequired[Name]
+    relation: NotRequired[Name]
+    subject: NotRequired[Subject]
 
 
 @_strict
@@ -93,19 +150,26 @@ class UpdateBody(TypedDict):
 @_strict
 class ListBody(FilterBody):
     limit: NotRequired[Limit]
-    cursor: NotRequired[str | None]
+    cursor: NotRequired[Cursor]
 
 
 @_strict
 class EntityBody(TypedDict):
-    type: str
-    id: str
+    type: Name
+    id: Id
     properties: NotRequired[dict[str, Any]]
 
 
 @_strict
+class SubjectEntityBody(TypedDict):
+    type: Name
+    id: Id
+    properties: NotRequired[SubjectProperties]
+
+
+@_strict
 class ActionBody(TypedDict):
-    name: str
+    name: Name
     properties: NotRequired[dict[str, Any]]
 
 
@@ -113,7 +177,7 @@ class ActionBody(TypedDict):
 class EvaluationBody(TypedDict):
     """An access evaluation request of the OpenID AuthZEN Authorization API 1.0, section 6.1."""
 
-    subject: EntityBody
+    subject: SubjectEntityBody
     action: ActionBody
     resource: EntityBody
     context: NotRequired[dict[str, Any]]
@@ -126,7 +190,7 @@ class WatchBody(TypedDict):
     operations: NotRequired[
         Annotated[list[Literal["insert", "delete"]], Field(min_length=1, max_length=2)]
     ]
-    cursor: NotRequired[str | None]
+    cursor: NotRequired[Cursor]
 
 
 Body = TypeVar("Body")
@@ -286,7 +350,7 @@ def _distinct(built: list[Relationship]) -> list[Relationship]:
     return [one for _, one in first.values()]
 
 
-def _entity(body: EntityBody, place: str) -> str:
+def _entity(body: EntityBody | SubjectEntityBody, place: str) -> str:
     _at(f"{place}.type", check_type, body["type"])
     # Checked as a resource, which has no '#': a set of subjects is asked for by its own field.
     return _at(f"{place}.id", check_resource, f"{body['type']}:{body['id']}")

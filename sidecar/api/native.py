@@ -13,6 +13,7 @@ from aiohttp import hdrs, web
 from sidecar.api import bodies, cursors, headers, waits
 from sidecar.api.answers import Answers, Route, compact, relationship_json
 from sidecar.api.listener import AppListener
+from sidecar.api.openapi import app_document
 from sidecar.api.served import Partitions, Served
 from sidecar.api.watch import Watch, WatchLimits
 from sidecar.core.concern import WriteConcern
@@ -20,6 +21,7 @@ from sidecar.core.relationship import Change, Relationship
 from sidecar.core.router import RequestType
 from sidecar.core.topology import Node
 from sidecar.errors import Refused, Unavailable
+from sidecar.openapi import OPENAPI, Documented
 from sidecar.security.app_keys import AppKeys
 from sidecar.store.calls import Filter, Page, WriteRequest, Written
 
@@ -54,6 +56,7 @@ def native_app(
     *,
     node: Node,
     health: Health,
+    answers: Answers | None = None,
     watch_limits: WatchLimits | None = None,
     probes: Mapping[str, Route] | None = None,
     routed: Routed = lambda _, route: route,
@@ -61,10 +64,10 @@ def native_app(
 ) -> web.Application:
     """The application of the app listener; serve it with `app_listener`.
 
-    probes: path -> what a GET of it answers. routed: lets another node serve a call where this one
-    does not. keys: what applications show; None: nothing.
+    answers: those of the whole node. probes: path -> what a GET of it answers. routed: lets another
+    node serve a call where this one does not. keys: what applications show; None: nothing.
     """
-    answers = Answers(node)
+    answers = answers or Answers(node)
     native = Native(partitions, answers)
     watch = Watch(partitions, answers, watch_limits or WatchLimits(), waits.reach)
     app = web.Application(client_max_size=bodies.MAX_BODY_BYTES)
@@ -92,6 +95,7 @@ def native_app(
     }
     app[OF_APPLICATIONS] = dict(routes)
     routes["GET", "/health"] = _health_route(answers, node, health)
+    routes["GET", OPENAPI] = answers.guarded(Documented(app_document(), answers).get)
     routes |= {("GET", path): route for path, route in (probes or {}).items()}
     app[CALLS] = {place: answers.guarded(call) for place, (_, call) in calls.items()}
     expect = _expect_route(answers)

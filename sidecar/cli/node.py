@@ -15,6 +15,7 @@ from sidecar.cli.common import (
     run_here,
     stop_on_signals,
 )
+from sidecar.core.topology import ReplicationStrategy
 
 if TYPE_CHECKING:
     from sidecar.config import Config
@@ -53,6 +54,9 @@ def demo(
     base_port: Annotated[
         int, typer.Option(help="Node i, from 0: app at base+10i, peer +1, admin +2.")
     ] = 8080,
+    strategy: Annotated[
+        ReplicationStrategy, typer.Option(help="Who takes writes; a primary is the first region.")
+    ] = ReplicationStrategy.ACTIVE_ACTIVE,
     ephemeral: Annotated[
         bool, typer.Option("--ephemeral", help="Keep the data in a temporary folder instead.")
     ] = False,
@@ -73,6 +77,7 @@ def demo(
                     say=typer.echo,
                     environ=os.environ,
                     farewell="removes their data" if ephemeral else "keeps their data",
+                    strategy=strategy,
                 )
 
             run_here(serve())

@@ -1,6 +1,8 @@
 """The commands that ask an admin listener: status, conflicts, accept-loss, promote, parked."""
 
-from typing import Annotated
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +15,7 @@ from sidecar.cli.common import (
     one_line,
     run_here,
 )
+from sidecar.errors import Refused
 
 commands = typer.Typer()
 
@@ -43,17 +46,48 @@ def conflicts(
 
 
 @commands.command()
-def status(url: AdminOption = ADMIN_URL, as_json: JsonOption = False) -> None:
-    """Show how a node does: its phase, what it has, what it waits for, its targets."""
+def status(
+    *,
+    url: AdminOption = ADMIN_URL,
+    node_only: Annotated[
+        bool,
+        typer.Option("--node-only", help="Only the node at --url, and all that it knows."),
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again each second, until Ctrl-C.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how all nodes do; any of them can be asked.
+
+    Exit codes: 0 when it was shown, however the nodes are; 1 when the node at --url does not
+    answer; 2 for bad input; 130 after Ctrl-C.
+    """
     with one_line():
         from sidecar.asking import tell_lines
         from sidecar.operations import status_of, tell_status
+        from sidecar.overview import deployment_of, refreshing, tell_deployment, watch_deployment
 
-        shown = run_here(status_of(url))
+        if watch and node_only:
+            raise Refused("bad_option", "--watch shows all nodes; --node-only is shown once")
+        if watch:
+            with _telling_lines() if as_json else refreshing() as tell:
+                run_here(watch_deployment(url, tell))
+        shown = run_here(status_of(url) if node_only else deployment_of(url))
         if as_json:
             tell_lines([shown])
-        else:
+        elif node_only:
             tell_status(shown)
+        else:
+            tell_deployment(shown)
+
+
+@contextlib.contextmanager
+def _telling_lines() -> Iterator[Callable[[Any, str], None]]:
+    """Tells each state as a line of JSON, and what is in the way on standard error."""
+    from sidecar.asking import tell_lines
+
+    yield lambda shown, away: complain(away) if away else tell_lines([shown])
 
 
 @commands.command("accept-loss")
@@ -113,8 +147,11 @@ commands.add_typer(parked_app, name="parked", help="Show what a node could not a
 def parked(
     context: typer.Context, url: AdminOption = ADMIN_URL, as_json: JsonOption = False
 ) -> None:
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        _list_parked(url, as_json)
+
+
+def _list_parked(url: str, as_json: bool) -> None:
     with one_line():
         from sidecar.asking import tell_lines
         from sidecar.operations import parked_at, tell_parked
@@ -124,6 +161,29 @@ def parked(
             tell_lines(found)
         else:
             tell_parked(found)
+
+
+@parked_app.command("list")
+def list_(url: AdminOption = ADMIN_URL, as_json: JsonOption = False) -> None:
+    """Show what waits: the same as `sidecar parked`."""
+    _list_parked(url, as_json)
+
+
+@parked_app.command("release")
+def release(
+    origin: Annotated[str, typer.Argument(help="Whose transaction, as `sidecar parked` shows it.")],
+    url: AdminOption = ADMIN_URL,
+) -> None:
+    """Try one parked transaction again, now, and say what becomes of it.
+
+    Nodes try again each second by themselves. What is still not applied then is refused with the
+    reason (exit code 2): nothing is let in by force.
+    """
+    with one_line():
+        from sidecar.operations import release_parked
+
+        one = run_here(release_parked(url, origin))
+        typer.echo(f"applied the transaction {one['timestamp']} of {one['origin']}")
 
 
 @parked_app.command("drop")

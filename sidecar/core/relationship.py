@@ -28,6 +28,11 @@ _TENANT = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _NAME = re.compile(_TYPE)
 _RESOURCE = re.compile(f"{_TYPE}:({_ID})")
 _SUBJECT = re.compile(f"{_TYPE}:({_ID})(?:#{_TYPE})?")
+# The same for readers of a schema; that an id has at most 1,024 bytes no pattern can say.
+NAME_PATTERN, RESOURCE_PATTERN, SUBJECT_PATTERN = (
+    f"^{rule.pattern}$" for rule in (_NAME, _RESOURCE, _SUBJECT)
+)
+ID_PATTERN = f"^{_ID}$"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 _RFC3339 = re.compile(

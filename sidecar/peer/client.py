@@ -52,7 +52,7 @@ class Dialler(Connections):
     async def dial(self, target: str, endpoint: str) -> AsyncIterator[Link]:
         """A link to the node at `host:port`, after both have proved who they are.
 
-        Raises Unavailable("unreachable"), Unavailable("peer_unauthenticated").
+        Raises Unavailable("unreachable" | "not_let_in" | "peer_unauthenticated").
         """
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -69,6 +69,11 @@ class Dialler(Connections):
             raise Unavailable(
                 "peer_unauthenticated",
                 f"{target} at {endpoint} is not spoken to: {why_not(error)}",
+            ) from error
+        except aiohttp.WSServerHandshakeError as error:
+            # A code of its own: it is there, and why it takes no session is news.
+            raise Unavailable(
+                "not_let_in", f"{target} at {endpoint} takes no session: HTTP {error.status}"
             ) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             detail = str(error) or f"no answer within {self._timeout_s:.0f} s"

@@ -28,11 +28,12 @@ from sidecar.store.group_commit import COMMITTERS
 from sidecar.store.keys import PARTITION, Keys
 from sidecar.store.link import Link, ScriptError, info_of, pool_of
 from sidecar.store.memory import Memory, memory_of
+from sidecar.store.migrations import STORE_FORMAT, migrate
+from sidecar.store.server import check_release
 from sidecar.store.trial import try_script
 
 log = logging.getLogger(__name__)
 
-STORE_FORMAT = 1
 PARTITIONS = 1
 RERANK_COUNT = 200
 """Tuples per call, so that Redis never blocks for long."""
@@ -337,6 +338,7 @@ class OpenStore:
                 "would lose tuples; set maxmemory-policy noeviction",
             )
         self._run_id = await info_of(self._control, "server", "run_id")
+        check_release(await info_of(self._control, "server", "redis_version"))
         await self._try_custom()
         for name in scripts.names():
             await self._control.call("SCRIPT", "LOAD", self._script(name).text)
@@ -348,6 +350,7 @@ class OpenStore:
             raise Refused("wrong_redis", f"redis.url: this Redis does not fit: {wrong.decode()}")
         await self._durability.ask(self._control)
         self._note_memory(memory)
+        await migrate(self._control, self.keys, self.node, self._script)
         # A process that never heard that nothing was missing knows only what it found at its start.
         remembers = self._clock > 0 and self._phase is not Phase.UNPROVEN
         reply = await self._run_open(is_proven=remembers or not self._has_peers)

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Self
 
 from sidecar.core.conflict import Rules
 from sidecar.core.epoch import Epoch, decode_epoch
 from sidecar.core.membership import Removed
-from sidecar.core.relationship import Change, Operation, Relationship
+from sidecar.core.relationship import BUCKETS, Change, Operation, Relationship
 from sidecar.core.script import CustomScript
 from sidecar.core.vector import Vector, is_covered, pointwise_max
 from sidecar.core.wire import bucket_of_name, encode_vector, hash_of
@@ -100,6 +101,7 @@ class RedisStore(OpenStore):
             custom=custom,
         )
         self._skew_us = max_clock_skew_ms * 1000
+        self._tries = Counter[str]()
         self._group_commit = GroupCommit(self._commit, metrics.wrote)
         self._stack = contextlib.AsyncExitStack()
 
@@ -160,13 +162,15 @@ class RedisStore(OpenStore):
             self._advance(vector[origin], vector, first if is_next else 0)
         return Committed(origin, vector, replies)
 
-    async def merge(self, batch: bytes) -> Merged:
+    async def merge(self, batch: bytes, nodes: Collection[str] = ()) -> Merged:
         """Take in transactions of other origins, a line each, as they came from a peer.
 
+        nodes: those whose transactions are taken, others are parked; empty: all.
         Raises Refused("bad_batch") when it is not a batch of a known format, and Unavailable. A
         batch may be merged any number of times.
         """
-        args = (self._now_us(), self._clock, self._skew_us, self._rules.to_json(), batch)
+        rules, known = self._rules.to_json(), _listed(nodes)
+        args = (self._now_us(), self._clock, self._skew_us, rules, batch, known)
         try:
             reply = await self._ask(self._merger, "merge", *args)
         except ScriptError as error:
@@ -184,6 +188,8 @@ class RedisStore(OpenStore):
             self._set_closed(lost)
             raise lost
         self._advance(int(clock), merged.vector)
+        for origin in merged.parked:
+            self._tries[origin] += 1
         self._metrics.merged(int(transactions), local=int(here), remote=int(there))
         if merged.outcome is MergeOutcome.CONTRADICTION:
             raise Refused("bad_batch", merged.detail)
@@ -247,6 +253,16 @@ class RedisStore(OpenStore):
         """Every tenant that has a tuple here, sorted."""
         self._refuse_applications()
         return sorted(name.decode() for name in await self._read("SMEMBERS", self.keys.tenants))
+
+    async def tuples_per_tenant(self, first: int, tuples: int) -> tuple[int | None, dict[str, int]]:
+        """How many visible tuples each tenant has in some buckets, from the bucket `first` on.
+
+        tuples: after so many no further bucket is begun. Returns where to go on, None at the end.
+        """
+        self._refuse_applications()
+        _, following, *flat = await self._ask(self._reader(), "tenants", self._clock, first, tuples)
+        counts = {t.decode(): int(n) for t, n in zip(flat[::2], flat[1::2], strict=True)}
+        return (None if int(following) >= BUCKETS else int(following)), counts
 
     def _refuse_applications(self) -> None:
         if (refusal := self._refusal()) is not None:
@@ -385,9 +401,12 @@ class RedisStore(OpenStore):
             at = end
         return States(following, vector, found)
 
-    async def absorb(self, page: bytes, way: Way, progress: str = "") -> Absorbed:
+    async def absorb(
+        self, page: bytes, way: Way, progress: str = "", nodes: Collection[str] = ()
+    ) -> Absorbed:
         """Take in a page, a line per bucket (`encode_bucket`). May be repeated.
 
+        nodes: those whose writes are taken, a page with others is refused; empty: all.
         progress: kept as the progress of the transfer. Raises Refused("bad_page"), and
         Unavailable("store_lost_writes") when the page has writes of this node that are not here,
         Unavailable("custom_script_failed") when no winner can be chosen; nothing is written then.
@@ -399,7 +418,7 @@ class RedisStore(OpenStore):
                     self._merger,
                     "absorb",
                     *(self._now_us(), self._clock, self._skew_us, self._rules.to_json()),
-                    *(way.value, progress, json.dumps(hashes), page),
+                    *(way.value, progress, json.dumps(hashes), page, _listed(nodes)),
                 )
             except ScriptError as error:
                 raise Refused("bad_page", error.text) from error
@@ -610,6 +629,10 @@ class RedisStore(OpenStore):
         flat = await self._read("HGETALL", self.keys.parked)
         return {flat[i].decode(): json.loads(flat[i + 1]) for i in range(0, len(flat), 2)}
 
+    def tries_of(self, origin: str) -> int:
+        """How often since the start something of an origin was found to have to wait."""
+        return self._tries[origin]
+
     async def drop(self, origin: str, timestamp: int) -> bool:
         """Apply a parked transaction as an empty one; False when this one is not parked."""
         outcome, clock, vector = await self._ask(
@@ -662,3 +685,8 @@ def _orphan(member: str, field: str, text: str, revision: str, lost: str) -> Orp
 def _is_member(name: str) -> bool:
     tenant, slash, resource = name.partition("/")
     return bool(tenant and slash and resource) and name.isprintable()
+
+
+def _listed(nodes: Collection[str]) -> str:
+    """As scripts look for one: with a blank before and after each; "" for none."""
+    return f" {' '.join(sorted(nodes))} " if nodes else ""

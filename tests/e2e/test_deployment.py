@@ -1,10 +1,23 @@
 """What one node shows of all of them: `GET /deployment`, and what nodes tell each other for it."""
 
+import json
+import signal
+import subprocess
 from typing import Any
 
 from tests.e2e.conftest import MakeWorld
 from tests.waiting import wait_until
-from tests.world import Node, World, ask, documents
+from tests.world import (
+    HOST,
+    ROOT,
+    Node,
+    World,
+    ask,
+    clean_environ,
+    documents,
+    sidecar,
+    sidecar_command,
+)
 
 QUICK = {"probe_interval_max_s": 1}
 
@@ -106,3 +119,41 @@ def test_many_who_look_ask_no_more_than_one(make_world: MakeWorld) -> None:
     told = [deployment(us) for _ in range(50)]
     moments = {one["asked_at_ms"] for one in told}
     assert len(moments) <= 1 + (max(moments) - min(moments)) / 1000
+
+
+def test_the_command_shows_all_nodes_once_or_again_and_again(make_world: MakeWorld) -> None:
+    world = make_world(2, replication=QUICK).start()
+    us, eu = world.nodes
+    url = f"http://{HOST}:{eu.admin_port}"
+    done = sidecar("status", "--url", url)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [tuple(line.split()[:3]) for line in done.stdout.splitlines()]
+    for node in world.nodes:
+        assert (node.region, node.name, "healthy") in rows
+    shown = json.loads(sidecar("status", "--json", "--url", url).stdout)
+    assert shown["nodes"].keys() == {"node1", "node2"}
+    refused = sidecar("status", "--watch", "--node-only", "--url", url)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused
+    with subprocess.Popen(
+        sidecar_command("status", "--watch", "--json", "--url", url),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=clean_environ(),
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stderr is not None
+        assert json.loads(watching.stdout.readline())["asked_by"] == "node2"
+        us.kill()
+        while json.loads(watching.stdout.readline())["nodes"]["node1"]["is_reachable"]:
+            pass
+        # The node that is asked may come and go, too.
+        eu.stop()
+        assert "sidecar:" in watching.stderr.readline()
+        eu.begin()
+        assert json.loads(watching.stdout.readline())["asked_by"] == "node2"
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(30) == 130
+    gone = sidecar("status", "--url", f"http://{HOST}:{us.admin_port}")
+    assert (gone.returncode, len(gone.stderr.splitlines())) == (1, 1), gone

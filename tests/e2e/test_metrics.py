@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import MakeWorld
+from tests.promql import ALERTS, DASHBOARD, metrics_of
 from tests.waiting import wait_until
 from tests.world import ROOT, World, ask, documents
 
@@ -61,6 +62,13 @@ def test_the_queries_of_the_seed_name_what_is_there(world: World) -> None:
     named = {name for query in queries for name in re.findall(r"inferadb_\w+", query)}
     assert len(named) == 6
     assert named <= world.nodes[0].metrics().keys()
+
+
+def test_alerts_and_panels_ask_for_what_a_node_shows(world: World) -> None:
+    """Also those of which there is no series yet: a name without a series is there as a type."""
+    answer = ask(world.nodes[0].admin_port, "GET", "/metrics")
+    types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", answer.body, re.MULTILINE))
+    assert metrics_of(ALERTS, DASHBOARD) <= types.keys()
 
 
 def test_what_is_written_here_and_what_arrives_there_is_counted(world: World) -> None:

@@ -1,5 +1,6 @@
 """What an operator does with real nodes: look, accept a loss, drop, remove, reset."""
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -36,7 +37,7 @@ def complaint(*words: str) -> str:
 
 
 def status(node: Node) -> dict[str, Any]:
-    shown = json.loads(told(node, "status", "--json"))
+    shown = json.loads(told(node, "status", "--node-only", "--json"))
     assert shown == json.loads(json.dumps(shown))
     return dict(shown)
 
@@ -78,7 +79,7 @@ def test_status_tells_people_and_programs_how_a_node_does(make_world: MakeWorld)
     assert shown["collection"]["stable"] is not None
     target = shown["targets"]["node2"]
     assert (target["connected"], target["unreachable"], target["lag_ms"]) == (True, False, 0)
-    text = told(us, "status")
+    text = told(us, "status", "--node-only")
     for part in ("node1 in us-west-1", "serving", "node2", "connected", shown["origin"]):
         assert part in text
     # A target that is away is shown with the reason, and what waits for it.
@@ -89,7 +90,9 @@ def test_status_tells_people_and_programs_how_a_node_does(make_world: MakeWorld)
     away = status(us)["targets"]["node2"]
     assert away["last_error"]
     assert away["lag_ms"] > 0
-    assert "not connected" in told(us, "status") or "unreachable" in told(us, "status")
+    assert "not connected" in told(us, "status", "--node-only") or "unreachable" in told(
+        us, "status", "--node-only"
+    )
 
 
 def test_what_is_asked_in_vain_is_one_line(make_world: MakeWorld) -> None:
@@ -109,6 +112,9 @@ def test_what_is_asked_in_vain_is_one_line(make_world: MakeWorld) -> None:
         ("POST", "/parked/drop", {}, (400, "invalid_request")),
         ("POST", "/parked/drop", {"origin": "a.b", "timestamp": 5}, (400, "invalid_request")),
         ("POST", "/parked/drop", {"origin": "a.b", "timestamp": "5"}, (409, "not_parked")),
+        ("POST", "/parked/release", {"origin": "a.b", "timestamp": "5"}, (409, "not_parked")),
+        ("GET", "/parked/release", None, (405, "method_not_allowed")),
+        ("POST", "/deployment", {}, (405, "method_not_allowed")),
     ):
         answer = ask(node.admin_port, method, path, body, OPERATOR)
         assert (answer.status, answer.body["error"]) == code, answer
@@ -141,7 +147,7 @@ def test_of_a_database_that_is_only_forwarded_to_nothing_is_adopted(make_world: 
     node.begin()
     wait_until(lambda: node.status != 0, "it answers")
     assert "replicates nothing" in complaint("adopt", "--url", admin_url(node))
-    assert "passthrough" in told(node, "status")
+    assert "passthrough" in told(node, "status", "--node-only")
 
 
 # -- a loss ----------------------------------------------------------------------------------------
@@ -172,7 +178,7 @@ def test_a_node_that_cannot_catch_up_goes_on_when_its_operator_accepts_the_loss(
     shown = status(restored)
     assert shown["phase"] == "behind"
     assert shown["behind"]
-    assert "accept-loss" in told(restored, "status")
+    assert "accept-loss" in told(restored, "status", "--node-only")
     assert "goes on with what it has" in told(restored, "accept-loss")
     restored.wait_until_serving()
     assert "the operator accepts the loss" in restored.log
@@ -226,6 +232,11 @@ async def test_what_is_parked_is_listed_and_can_be_dropped(make_world: MakeWorld
     assert (one["origin"], one["timestamp"]) == (ORIGIN, ahead["timestamp"])
     assert "ahead of the clock" in one["reason"]
     assert ORIGIN in told(node, "parked")
+    assert told(node, "parked", "list", "--json") == told(node, "parked", "--json")
+    # The node that had it is not there any more: nobody can try again.
+    release = complaint("parked", "release", ORIGIN, "--url", admin_url(node))
+    assert "no node has sent it again" in release
+    assert "ahead of the clock" in release
     parked = "inferadb_sidecar_parked_transactions"
     wait_until(lambda: node.metrics()[parked] == 1, "it is counted")
     assert status(node)["parked"] == [one]
@@ -239,15 +250,51 @@ async def test_what_is_parked_is_listed_and_can_be_dropped(make_world: MakeWorld
     assert max(t for o, t in node.vector.items() if o != ORIGIN) < 4 * 10**15
 
 
+async def test_what_is_parked_is_tried_again_and_told_what_became_of_it(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world()
+    node = world.nodes[0]
+    node.start()
+    newer = {**TRANSACTION, "format": 2}
+    async with session_with(node) as socket:
+        await socket.send_str(batch(json.dumps(newer)))
+        assert "format 2" in (await heard(socket))["parked"][ORIGIN]
+        told_again = asyncio.create_task(
+            asyncio.to_thread(complaint, "parked", "release", ORIGIN, "--url", admin_url(node))
+        )
+        while not told_again.done():
+            # As every sender does, each second; here faster.
+            await socket.send_str(batch(json.dumps(newer)))
+            await heard(socket)
+        assert "it was tried again, and waits: it has format 2" in await told_again
+        released = asyncio.create_task(asyncio.to_thread(told, node, "parked", "release", ORIGIN))
+        await asyncio.to_thread(
+            wait_until,
+            lambda: node.log.count("the operator has a parked transaction tried again") == 2,
+            "it is asked for once more",
+        )
+        await socket.send_str(batch(json.dumps(TRANSACTION)))
+        await heard(socket)
+        assert f"applied the transaction {TRANSACTION['timestamp']}" in await released
+    assert told(node, "parked", "--json") == ""
+    assert "a parked transaction is applied" in node.log
+
+
 # -- nodes that leave and come back ----------------------------------------------------------------
 
 
-def with_members(world: World, *names: str) -> None:
-    """Write these nodes into the files of those of them that are to be restarted."""
+def with_members(world: World, *names: str, **more: object) -> None:
+    """Write these nodes into the files of those of them that are to be restarted.
+
+    more: further settings of `replication`.
+    """
     for node in world.nodes:
         if node.name in names:
             regions = [world.seen_by(node, n.region) for n in world.nodes if n.name in names]
-            node.config.write_text(yaml.safe_dump({"replication": {"regions": regions, **QUICK}}))
+            node.config.write_text(
+                yaml.safe_dump({"replication": {"regions": regions, **QUICK, **more}})
+            )
 
 
 def restarted(*nodes: Node) -> None:

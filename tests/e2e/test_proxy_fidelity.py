@@ -18,7 +18,7 @@ HOP_BY_HOP = {
     *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te"),
     *(b"trailer", b"transfer-encoding", b"upgrade", b"proxy-connection", b"content-length"),
 }
-OURS = {b"x-served-by", b"x-revision-token"}
+OURS = {b"x-served-by", b"x-revision-token", b"x-request-id"}
 """What the sidecar adds to an answer; `Date` as well, where there is none (RFC 9110, 6.6.1)."""
 
 PACKED = gzip.compress(b"packed" * 1_000, mtime=0)

@@ -4,6 +4,7 @@ One story on real processes: `shop-*` may be in two of three regions and is at h
 so that its writes are forwarded; `vault` may be in one.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -236,12 +237,16 @@ def told_apart(us: Node, ap: Node) -> None:
     assert status["targets"].keys() == {"node2", "node3"}
     assert us.metric("targets_total") == us.metric("targets_connected") == 2
     assert ask(ap.admin_port, "GET", "/status").body["partitions"] == {}
+    elsewhere = ask(ap.admin_port, "GET", "/deployment")
+    assert_nothing_of((*OF_SHOP, *OF_VAULT), json.dumps(elsewhere.body).encode(), "what ap is told")
+    told = elsewhere.body["nodes"]["node1"]["status"]["partitions"]
+    assert {tuple(one["regions"]) for one in told.values()} == {(EU, US), (US,)}
     feed = Place(status["origin"], int(status["revision"])).encode()
     mixed = us.post(WATCH, {"cursor": feed}, X_Tenant=SHOP)
     assert (mixed.status, mixed.body["error"]) == (410, "write_lost")
     mixed = us.post(LIST, {"cursor": us.page(limit=1)["cursor"]}, X_Tenant=SHOP)
     assert (mixed.status, mixed.body["error"]) == (400, "invalid_cursor")
-    shown = sidecar("status", "--url", f"http://127.0.0.1:{us.admin_port}").stdout
+    shown = sidecar("status", "--node-only", "--url", f"http://127.0.0.1:{us.admin_port}").stdout
     assert f"{EU}, {US}" in shown
 
 

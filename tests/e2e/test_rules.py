@@ -172,7 +172,9 @@ def test_the_strategy_is_changed_on_running_nodes(make_world: MakeWorld) -> None
         for name in ("node2", "node3"):
             assert us.metric(f"target_unreachable{{{name}}}") == 0
         assert waits_for(us) == ["node2", "node3"]
-        shown = sidecar("status", "--url", f"http://127.0.0.1:{us.admin_port}").stdout
+        shown = sidecar(
+            "status", "--node-only", "--url", f"http://127.0.0.1:{us.admin_port}"
+        ).stdout
         assert "wait for node2, node3" in shown
         assert set(old) <= us.triples(), "it has not heard of the deletes"
         restart_with(eu, conflict_resolution="insert_wins")

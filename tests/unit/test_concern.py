@@ -194,3 +194,52 @@ async def test_a_node_that_is_no_member_is_not_counted() -> None:
     one = concerns()
     one.heard("gone", {MINE: 100})
     assert await one.wait((100, MINE), ALL, 0) == ["eu", "ap"]
+
+
+# -- another topology ------------------------------------------------------------------------------
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_who_waits_does_not_wait_for_a_region_that_goes() -> None:
+    one = Concerns(Store(5), REGIONS)
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(one.wait((5, MINE), ALL, 60))
+        await settled()
+        one.heard("eu1", {MINE: 5})
+        await settled()
+        assert not waiting.done()
+        one.adapt({"us1": "us", "eu1": "eu"})
+    assert waiting.result() == []
+    assert not one._waiting, "nothing is kept of those that have gone"
+
+
+async def test_who_waits_does_not_begin_to_wait_for_a_region_that_comes() -> None:
+    one = Concerns(Store(5), {"us1": "us", "eu1": "eu"})
+    async with asyncio.TaskGroup() as group:
+        before = group.create_task(one.wait((5, MINE), ALL, 60))
+        await settled()
+        one.adapt(REGIONS)
+        after = group.create_task(one.wait((5, MINE), ALL, 60))
+        await settled()
+        one.heard("eu1", {MINE: 5})
+        await settled()
+        assert (before.done(), after.done()) == (True, False)
+        one.heard("ap1", {MINE: 5})
+    assert (before.result(), after.result()) == ([], [])
+
+
+async def test_what_was_acknowledged_before_counts_after_a_change() -> None:
+    one = Concerns(Store(5), REGIONS)
+    one.heard("eu1", {MINE: 5})
+    one.heard("ap1", {MINE: 5})
+    one.adapt({"us1": "us", "eu1": "eu"})
+    assert await one.wait((5, MINE), ALL, 0) == []
+    one.adapt(REGIONS)
+    assert await one.wait((5, MINE), ALL, 0) == ["ap"], "it may have come back empty"
+    one.adapt(REGIONS, reachable={"us", "eu"})
+    with pytest.raises(Refused, match="ap"):
+        one.check(ALL)

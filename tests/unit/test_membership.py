@@ -12,7 +12,7 @@ from sidecar.core.collection import Stability
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
 from sidecar.core.membership import is_ahead_of_most, is_removed, newest_removed, usually_ahead
 from sidecar.core.vector import newest_origins
-from sidecar.errors import Refused
+from sidecar.errors import Refused, Unavailable
 from sidecar.store.calls import Phase
 from tests.sim.memory_store import MemoryStore
 
@@ -60,6 +60,10 @@ class Simulated:
             wall_us=self.wall_us,
             max_ahead_us=LIMIT_US,
         )
+
+    def adapt(self, members: Sequence[str]) -> None:
+        """The topology changes while the sidecar runs on."""
+        run(self.peers.adapt(members, None))
 
     def greet(self, other: "Simulated") -> None:
         """Say hello to another node, which hears all about this one."""
@@ -175,13 +179,13 @@ def test_data_is_outdated_if_it_began_before_the_removal() -> None:
     assert not is_removed("n2", "n2.a", removed)
 
 
-def removed_third() -> tuple[Simulated, Simulated, Simulated]:
-    """Three nodes have met; the third is stopped, and the others restart without it."""
+def removed_third(*, is_reloaded: bool = False) -> tuple[Simulated, Simulated, Simulated]:
+    """Three nodes have met; the third is stopped, and the others restart without it, or go on."""
     first, second, third = trio(0, 0, 0)
     meet(first, second, third)
     assert "n3" in newest_origins(first.store.vector) or _learn(first, third)
     for node in (first, second):
-        node.restart(["n1", "n2"])
+        (node.adapt if is_reloaded else node.restart)(["n1", "n2"])
     meet(first, second)
     return first, second, third
 
@@ -192,8 +196,9 @@ def _learn(node: Simulated, other: Simulated) -> bool:
     return True
 
 
-def test_who_was_removed_is_refused_and_told_why() -> None:
-    first, second, third = removed_third()
+@pytest.mark.parametrize("is_reloaded", [False, True])
+def test_who_was_removed_is_refused_and_told_why(is_reloaded: bool) -> None:
+    first, second, third = removed_third(is_reloaded=is_reloaded)
     assert first.peers.removed == {"n3": third.store.origin}
     assert second.peers.removed == {"n3": third.store.origin}, "it is passed on"
     with pytest.raises(Refused, match="sidecar reset") as refused:
@@ -221,11 +226,12 @@ def test_also_in_the_topology_again_and_also_as_a_later_incarnation_of_the_same_
     assert third.code() == "node_removed"
 
 
-def test_after_a_reset_it_is_a_node_like_any_other() -> None:
-    first, second, third = removed_third()
+@pytest.mark.parametrize("is_reloaded", [False, True])
+def test_after_a_reset_it_is_a_node_like_any_other(is_reloaded: bool) -> None:
+    first, second, third = removed_third(is_reloaded=is_reloaded)
     Simulated.time_us += S
     for node in (first, second):
-        node.restart(["n1", "n2", "n3"])
+        (node.adapt if is_reloaded else node.restart)(["n1", "n2", "n3"])
     fresh = Simulated("n3", ["n1", "n2", "n3"])
     meet(first, second, fresh)
     assert fresh.store.origin > third.store.origin
@@ -246,6 +252,64 @@ def test_nothing_is_collected_while_a_node_that_is_there_has_another_topology() 
     second.restart(["n1", "n2", "n3"])
     second.greet(first)
     assert first.peers.stability == Stability(None, "n2")
+
+
+def test_after_a_reload_nothing_is_collected_before_the_others_have_done_the_same() -> None:
+    """What they said before stays: no moment passes in which nobody seems to disagree."""
+    first, second, third = trio(0, 0, 0)
+    meet(first, second, third)
+    for node, other in itertools.permutations((first, second, third), 2):
+        _learn(node, other)
+    meet(first, second, third)
+    first.adapt(["n1", "n2"])
+    run(first.peers.tick())
+    assert first.peers.stability == Stability(None, "n2")
+    second.beat(first)
+    assert first.peers.stability == Stability(None, "n2"), "it has the old topology still"
+    second.adapt(["n1", "n2"])
+    meet(first, second)
+    run(first.peers.tick())
+    assert first.peers.stability.vector is not None
+    assert first.peers.rows.known.keys() == {"n1", "n2"}
+
+
+def test_who_goes_is_kept_before_anybody_is_told() -> None:
+    first, second, third = trio(0, 0, 0)
+    meet(first, second, third)
+    _learn(first, third)
+    first.adapt(["n1", "n2"])
+    with pytest.raises(Unavailable, match="not in the topology"):
+        # A hello that was on its way while the topology changed.
+        first.peers._hear("n3", {**third.peers.facts(), "origin": third.store.origin})
+    second.greet(first)
+    assert first.peers.facts()["members"] == ["n1", "n2"]
+    assert first.peers.facts()["removed"] == {"n3": third.store.origin}
+
+
+def test_a_new_node_joins_until_it_has_what_another_has() -> None:
+    first, second = Simulated("n1", ["n1", "n2"]), Simulated("n2", ["n1", "n2"])
+    meet(first, second)
+    for node, other in itertools.permutations((first, second), 2):
+        _learn(node, other)
+    meet(first, second)
+    assert first.peers.joins == second.peers.joins == ""
+    fresh = Simulated("n3", ["n1", "n2", "n3"])
+    assert "has not read yet" in fresh.peers.joins
+    run(fresh.peers.prepare())
+    assert "has not heard" in fresh.peers.joins
+    for node in (first, second):
+        node.adapt(["n1", "n2", "n3"])
+        assert node.peers.joins == "", "only the new one is new"
+    meet(first, second, fresh)
+    assert "does not have yet what n1 has" in fresh.peers.joins
+    for node in (first, second):
+        _learn(fresh, node)
+    run(fresh.peers.tick())
+    assert fresh.peers.joins == ""
+    alone = Simulated("n9", ["n8", "n9"])
+    run(alone.peers.prepare())
+    Simulated.time_us += 4 * S
+    assert alone.peers.joins == "", "nobody is there to wait for"
 
 
 @pytest.mark.parametrize(

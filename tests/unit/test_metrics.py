@@ -222,8 +222,43 @@ def test_whether_a_node_is_ready_is_asked_when_somebody_looks() -> None:
     assert [shown(metrics)["inferadb_sidecar_ready"] for _ in range(2)] == [0, 1]
 
 
+def test_nothing_is_left_of_a_target_that_has_gone() -> None:
+    metrics = Metrics()
+    metrics.has_targets({"eu1": lambda: 0.0, "ap1": lambda: 0.0})
+    for target in ("eu1", "ap1"):
+        metrics.sent(target, 1)
+        metrics.acknowledged(target, 1, 0.1)
+        metrics.failed(target)
+    metrics.has_targets({"eu1": lambda: 0.0})
+    assert not [name for name in shown(metrics) if "ap1" in name]
+    assert shown(metrics)[PREFIX + "attempts_total"] == 2, "what was, was"
+
+
 def test_two_nodes_of_one_process_count_apart() -> None:
     us, eu = Metrics(), Metrics()
     us.wrote()
     assert shown(us)["inferadb_sidecar_writes_total"] == 1
     assert shown(eu)["inferadb_sidecar_writes_total"] == 0
+
+
+def test_the_series_of_a_target_end_with_the_last_partition_that_ships_to_it() -> None:
+    metrics = Metrics()
+    bound = metrics.of("set-1.0")
+    metrics.has_targets({"n2": lambda: 1.0, "n3": lambda: 7.0})
+    bound.has_targets({"n3": lambda: 9.0})
+    for part, target in ((metrics, "n2"), (metrics, "n3"), (bound, "n3")):
+        part.connected(target, True)
+    metrics.resync_suggested("n2", True)
+    metrics.forwarded("n3")
+    metrics.node_health("n3", 2)
+    metrics.has_targets({"n2": lambda: 2.0})
+    assert metrics.value(f"{PREFIX}targets_total") == 2, "the other partition ships to it still"
+    assert metrics.value(f"{PREFIX}lag_milliseconds") == 9
+    bound.has_targets({})
+    metrics.forget_node("n3")
+    metrics.forget_node("n9")
+    assert metrics.value(f"{PREFIX}targets_total") == 1
+    assert metrics.value(f"{PREFIX}targets_connected") == 1
+    assert metrics.value(f"{PREFIX}lag_milliseconds") == 2
+    assert not [name for name in shown(metrics) if '"n3"' in name]
+    assert shown(metrics)[f'{PREFIX}resync_suggested{{target="n2"}}'] == 1, "it stays as it was"

@@ -1,6 +1,7 @@
 """How nodes are believed to be: patient with failures, quick with good news."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -103,3 +104,58 @@ def test_this_node_is_asked_directly_and_can_not_be_doubted() -> None:
     probes = probes_of(Script(""))
     probes.doubt(OWN)
     assert probes.health_of(OWN) is DEGRADED
+
+
+async def test_nodes_come_and_go_while_the_others_are_asked_on() -> None:
+    """A new one serves when it has said so, and one that goes is asked no more."""
+    new = Node(NodeId("n3"), OTHER.region, OTHER.zone, "n3.test:1")
+    calls = Everywhere()
+    asked: Any = calls
+    metrics = Metrics()
+    probes = Probes([OTHER], asked, lambda: DEGRADED, metrics, interval_s=0.0)
+    running = asyncio.create_task(probes.run())
+    try:
+        async with asyncio.timeout(5):
+            await calls.are_asked("n2.test:1")
+            calls.healthy.add("n2.test:1")
+            probes.adapt([OTHER, new])
+            assert probes.health_of(new.id) is UNREACHABLE
+            await calls.are_asked("n2.test:1", "n3.test:1")
+            assert probes.seen() == {"n2": "healthy", "n3": "unreachable"}
+            calls.healthy.add("n3.test:1")
+            while probes.health_of(new.id) is not HEALTHY:
+                await asyncio.sleep(0)
+            waiting = asyncio.create_task(probes.ask(OTHER.id))
+            await asyncio.sleep(0)
+            probes.adapt([new])
+            await waiting  # nobody waits for a node that is asked no more
+            assert probes.seen() == {"n3": "healthy"}
+            assert 'target="n2"' not in metrics.render().decode()
+            probes.adapt([])
+            calls.count.clear()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not calls.count
+    finally:
+        await end([running])
+
+
+class Everywhere:
+    """Nodes of which some are healthy and the others away; counts who is asked."""
+
+    def __init__(self) -> None:
+        self.healthy: set[str] = set()
+        self.count: Counter[str] = Counter()
+
+    async def get(self, endpoint: str, path: str) -> dict[str, Any]:
+        self.count[endpoint] += 1
+        await asyncio.sleep(0)
+        if endpoint not in self.healthy:
+            raise Unavailable("unreachable", "no route")
+        return {"status": "healthy"}
+
+    async def are_asked(self, *endpoints: str) -> None:
+        """Each of them three times more."""
+        self.count.clear()
+        while min(self.count[endpoint] for endpoint in endpoints) < 3:
+            await asyncio.sleep(0)

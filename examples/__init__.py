@@ -1,0 +1,1 @@
+"""Applications to read and to copy from. Not part of the package."""
