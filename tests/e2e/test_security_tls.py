@@ -1,12 +1,16 @@
 """Nodes that know each other by certificates: who has not the right one gets nowhere."""
 
+import shutil
+import subprocess
 from collections.abc import Callable
+
+import pytest
 
 from tests.certificates import Authority, Files
 from tests.e2e.conftest import MakeWorld
-from tests.secured import ask_tls, with_tls
+from tests.secured import ask_tls, speak_tls, with_tls
 from tests.waiting import wait_until
-from tests.world import LIST, WRITE, Node, World, ask, documents, sidecar
+from tests.world import LIST, ROOT, WRITE, Node, World, ask, documents, sidecar
 
 QUICK = {"probe_interval_max_s": 1}
 AT_HOME_IN_EU = {
@@ -158,6 +162,24 @@ def test_plain_and_tls_do_not_meet_and_both_say_why(make_world: MakeWorld) -> No
     assert not is_connected(us)
     assert not is_connected(eu)
     assert us.triples() == set()
+
+
+def test_the_certificates_of_the_documentation_are_good(make_world: MakeWorld) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl command here")
+    text = (ROOT / "docs" / "security.md").read_text()
+    script = text.partition("```sh\n")[2].partition("```")[0]
+    world = make_world(replication=QUICK)
+    folder = world.folder / "made"
+    folder.mkdir()
+    subprocess.run(["sh", "-eu", "-c", script], cwd=folder, check=True, capture_output=True)
+    for node in world.nodes:
+        files = Files(folder / f"{node.name}.crt", folder / f"{node.name}.key")
+        speak_tls(node, files, folder / "ca.crt")
+    world.start()
+    world.nodes[0].insert(*documents([1]))
+    world.settle()
+    assert world.nodes[1].triples() == {*documents([1])}
 
 
 def test_a_start_without_its_files_names_the_setting(make_world: MakeWorld) -> None:
