@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from pydantic import TypeAdapter
 
 from sidecar.api.answers import JSON_TYPE, Answers, compact
+from sidecar.errors import Broken
 from sidecar.health import RELEASE
 
 Schema = Mapping[str, Any]
@@ -167,11 +168,28 @@ _WORDS = {
 
 
 class Documented:
-    """`GET /openapi.json` of one listener."""
+    """`GET /openapi.json` of one listener. What does not name just its calls is not served."""
 
     def __init__(self, written: Mapping[str, Any], answers: Answers) -> None:
         self._text, self._answers = compact(written), answers
+        self._places = {
+            (method.upper(), path)
+            for path, operations in written["paths"].items()
+            for method in operations
+        }
 
-    async def get(self, _: web.Request) -> web.Response:
-        """The document."""
+    async def get(self, request: web.Request) -> web.Response:
+        """The document. Raises Broken."""
+        if wrong := self._places ^ _routes(request.app):
+            listed = ", ".join(" ".join(place) for place in sorted(wrong))
+            raise Broken(f"{OPENAPI} and the calls of this listener do not agree about {listed}")
         return self._answers.json(self._text)
+
+
+def _routes(app: web.Application) -> set[tuple[str, str]]:
+    """Method and path of each call; without what only refuses, and HEAD, which GET takes along."""
+    return {
+        (route.method, route.resource.canonical)
+        for route in app.router.routes()
+        if route.resource is not None and route.method not in {hdrs.METH_ANY, hdrs.METH_HEAD}
+    }

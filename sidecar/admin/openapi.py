@@ -15,6 +15,7 @@ from sidecar.core.topology import ReplicationStrategy
 from sidecar.openapi import (
     COUNT,
     DIGITS,
+    EVENTS,
     FLAG,
     NUMBER,
     TEXT,
@@ -31,7 +32,13 @@ from sidecar.openapi import (
 )
 
 ID: Final[Schema] = {"type": "string", "pattern": "^[a-z0-9][a-z0-9-]{0,31}$"}
-_CURSOR: Final[Schema] = {"type": "string", "pattern": "^[0-9]{1,16}-[0-9]{1,9}$"}
+_CURSOR: Final[Schema] = {"type": "string", "format": "conflict-cursor"}
+_KNOWN: Final[Schema] = {
+    "type": "string",
+    "format": "target",
+    "description": "A target, by its node.",
+}
+_PARTITION_NAME: Final[Schema] = {"type": "string", "format": "partition"}
 _SWITCH: Final[Schema] = {"type": "string", "enum": ["0", "1"], "default": "0"}
 _LIMIT = "At most so many, {} when absent."
 
@@ -48,6 +55,7 @@ _TARGET = shape(
         "paused": FLAG,
         "acknowledged": DIGITS,
         "cursor": DIGITS,
+        "heard_ms_ago": maybe(COUNT),
         "lag_ms": NUMBER,
         "lag_transactions": maybe(COUNT),
         "backlog": maybe(COUNT),
@@ -148,6 +156,9 @@ CALLS: Final = (
     SELF,
     Call("GET", "/status", "How this node does.", ref("Status"), (503,)),
     Call("GET", "/deployment", "How all nodes do, as this one sees them.", _DEPLOYMENT, (503,)),
+    Call("GET", "/", "The dashboard, a page for people.", TEXT, media="text/html"),
+    Call("GET", "/dashboard", "The same.", TEXT, media="text/html"),
+    Call("GET", "/events", "What the dashboard shows, live.", TEXT, (503,), media=EVENTS),
     Call(
         "GET",
         "/conflicts",
@@ -198,7 +209,13 @@ CALLS: Final = (
         "Let a node that is behind go on with what it has.",
         shape({"node": ID, "partition": TEXT, "phase": TEXT}),
         (400, 409, 503),
-        parameters=(query("partition", TEXT, "Which one, where several are behind; see /status."),),
+        parameters=(
+            query(
+                "partition",
+                {"type": "string", "format": "partition"},
+                "Which one, where several are behind; see /status.",
+            ),
+        ),
     ),
     Call(
         "POST",
@@ -225,7 +242,7 @@ CALLS: Final = (
         "Ship no more to a target, or to none, until resumed or restarted.",
         _STEERED,
         (400, 409, 503),
-        _body({}, {"target": maybe(ID)}),
+        _body({}, {"target": maybe(_KNOWN)}),
         is_body_optional=True,
     ),
     Call(
@@ -234,7 +251,7 @@ CALLS: Final = (
         "Ship again to a target, or to all.",
         _STEERED,
         (400, 409, 503),
-        _body({}, {"target": maybe(ID)}),
+        _body({}, {"target": maybe(_KNOWN)}),
         is_body_optional=True,
     ),
     Call(
@@ -243,7 +260,7 @@ CALLS: Final = (
         "Give a target a full state transfer.",
         shape({"node": ID, "target": ID, "connected": FLAG}),
         (400, 409, 503),
-        _body({"target": ID}),
+        _body({"target": _KNOWN}),
     ),
     Call(
         "POST",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypeVar, cast, is_typeddict
 
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     Field,
     TypeAdapter,
@@ -51,7 +52,13 @@ MAX_WATCH_WORDS = 100
 
 _strict = with_config(ConfigDict(extra="forbid", strict=True))
 
-Limit = Annotated[int, Field(ge=1, le=MAX_CHANGES)]
+
+def _whole(value: object) -> object:
+    # For JSON 5.0 is a whole number, too.
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Limit = Annotated[int, Field(ge=1, le=MAX_CHANGES), BeforeValidator(_whole)]
 Digits = Annotated[str, Field(pattern=r"^[0-9]{1,16}$")]
 
 # What `core.relationship` checks, for readers of the schema only.
@@ -73,7 +80,7 @@ SubjectProperties = Annotated[
     WithJsonSchema(
         {
             "type": "object",
-            "properties": {"relation": {"type": "string", "pattern": NAME_PATTERN}},
+            "properties": {"relation": {"type": ["string", "null"], "pattern": NAME_PATTERN}},
             "description": "With relation it is a set of subjects that is asked for.",
         }
     ),

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from aiohttp import http_exceptions, web
+from aiohttp import hdrs, http_exceptions, web
 
 from sidecar import request_ids
 from sidecar.api.answers import Answers, Route
@@ -40,7 +40,10 @@ class _Connection(web.RequestHandler):
         What no route took is answered by aiohttp itself, in plain text.
         """
         if isinstance(resp, web.HTTPException) and resp.status >= 400:
-            resp = self._answers.http(resp.status)
+            allowed = resp.headers.get(hdrs.ALLOW)
+            resp = self._answers.http(
+                resp.status, headers={hdrs.ALLOW: allowed} if allowed else None
+            )
         if not resp.prepared:
             request_ids.give_back(resp)
             if self._answers.is_ending:

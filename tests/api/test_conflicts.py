@@ -77,7 +77,7 @@ async def admin(valkey: RealValkey) -> AsyncIterator[Admin]:
 async def listening(store: RedisStore) -> AsyncIterator[tuple[int, aiohttp.ClientSession]]:
     """The admin listener of a store: its port, and a client."""
     answers = Answers(HERE)
-    app = admin_app(Metrics(), Health(HERE, store, []), ConflictLog([store], answers))
+    app = admin_app(Metrics(), Health(HERE, store, []), answers, ConflictLog([store], answers))
     runner = AppListener(app, answers)
     await runner.setup()
     try:
