@@ -8,45 +8,18 @@ import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from aiohttp import web
-
 from sidecar import logs
-from sidecar.admin.conflicts import ConflictLog
-from sidecar.admin.database import DatabaseCalls
-from sidecar.admin.deployment import Deployment
-from sidecar.admin.operations import Operations
-from sidecar.admin.showing import Dashboard
-from sidecar.admin.status import admin_app
-from sidecar.admin.steering import Steering
-from sidecar.agent.probe import Probes
-from sidecar.api.answers import Answers
-from sidecar.api.listener import AppListener
-from sidecar.api.native import app_listener, native_app, serve_forwarded
-from sidecar.config import Address, Config
-from sidecar.core.router import NodeHealth, Router
+from sidecar.config import Config
 from sidecar.core.topology import Node
 from sidecar.draining import Draining
 from sidecar.errors import ungrouped
-from sidecar.health import Health
-from sidecar.hops import HEADS
-from sidecar.metrics import Metrics
-from sidecar.node_status import NodeStatus
-from sidecar.partition import Partition, now_us
+from sidecar.listeners import Listeners
+from sidecar.partition import now_us
 from sidecar.partitions import Partitions
-from sidecar.peer.calls import PeerCalls
-from sidecar.peer.client import Dialler
-from sidecar.peer.doubts import Doubts
-from sidecar.peer.forward import Forwarder
-from sidecar.peer.inspection import Inspection
-from sidecar.peer.promoting import Promoting
-from sidecar.peer.server import Reception, peer_app
-from sidecar.peer.telling import Telling
-from sidecar.proxy.assembly import Proxy, ProxyParts
-from sidecar.proxy.front import proxy_listener
+from sidecar.parts import built
 from sidecar.readiness import Readiness
-from sidecar.reload import Adapt, Reading, Reloads, primary_moved
-from sidecar.request_ids import FROM_NODE
-from sidecar.serving import listening, redis_url, running
+from sidecar.reload import Reading
+from sidecar.serving import listening, running
 
 log = logging.getLogger(__name__)
 
@@ -80,131 +53,34 @@ async def _serve(
     ready: Callable[[], None],
     reading: Reading,
 ) -> None:
-    node = config.this_node
-    timeout_s = float(config.replication.agent.request_timeout_secs)
     loops = await stack.enter_async_context(asyncio.TaskGroup())
-    url, metrics = await redis_url(config, stack, loops), Metrics()
-    dialler = await stack.enter_async_context(Dialler(timeout_s))
-    calls = await stack.enter_async_context(PeerCalls(timeout_s))
-
-    def own_health() -> NodeHealth:
-        return health.seen_by_router()
-
-    # Sessions let nodes be asked, and this node's own health is that of its sessions' stores.
-    probes = Probes(_others(config), calls, own_health, metrics)
-    partitions = await stack.enter_async_context(
-        Partitions(config, url, metrics, dialler, calls, session_ended=probes.ask_now)
-    )
-    health = _health(node, partitions, metrics)
-    router = Router(
-        config.topology,
-        node.id,
-        probes.health_of,
-        primary=lambda: partitions.everywhere.primacy.region,
-        tenants=config.tenants,
-    )
-    forwarder = await stack.enter_async_context(
-        Forwarder(
-            router,
-            config.topology,
-            node.id,
-            timeout_s=timeout_s,
-            doubt=probes.doubt,
-            forwarded=metrics.forwarded,
-            is_proxy=config.database is not None,
-        )
-    )
-    answers = Answers(node)
-    readiness = Readiness(health, partitions, answers, now_us)
+    parts = await built(config, reading, stack, loops)
+    partitions = parts.partitions
+    readiness = Readiness(parts.health, partitions, parts.answers, now_us)
     draining = Draining(
-        node,
-        lambda: _others(reloads.config),
-        calls,
-        health=health,
+        parts.node,
+        parts.others,
+        parts.calls,
+        health=parts.health,
         askers=readiness.askers,
-        answers=answers,
+        answers=parts.answers,
         limit_s=float(config.drain_timeout_s),
         grace_s=config.drain_grace_s,
     )
-    proxy = None
-    if config.database is not None:
-        behind_it = ProxyParts(config, partitions, forwarder, answers, metrics)
-        proxy = await stack.enter_async_context(Proxy(config.database, behind_it))
-        health.behind_stands(proxy)
-    promoting = Promoting(partitions.everywhere.promotion, answers)
-    database = DatabaseCalls(proxy, answers)
-    status = NodeStatus(
-        node,
-        partitions,
-        health=health,
-        metrics=metrics,
-        probes=probes,
-        database=database.status,
-        feed_limit=config.replication.feed_max_entries,
-    )
-    operations = Operations(node, partitions, answers, status=status, promote=promoting.promote)
-    deployment = Deployment(
-        node,
-        lambda: reloads.config.topology,
-        calls,
-        answers,
-        status=status,
-        everywhere=partitions.everywhere,
-        probes=probes,
-    )
-    reloads: Reloads = Reloads(config, reading, _adapting(partitions, probes, router, forwarder))
-    steering = Steering(node, list(partitions), reloads, answers)
-    dashboard = Dashboard(
-        config,
-        lambda: reloads.config.topology,
-        partitions,
-        calls,
-        answers,
-        status=status,
-        metrics=metrics,
-        database=proxy,
-    )
-    conflicts = ConflictLog([one.store for one in partitions], answers)
-    own_calls = (conflicts, operations, steering, deployment, database, dashboard)
-    admin = admin_app(metrics, health, answers, *own_calls)
-    reception = Reception({one.name: one.receiver for one in partitions}, timeout_s)
-    peer = peer_app(
-        reception, health, Inspection(partitions, answers), promoting, Telling(status, answers)
-    )
-    readiness.add_to(admin, peer)
-    Doubts(probes, answers).add_to(peer)
-    own = readiness.routes()
-    native = native_app(
-        partitions, node=node, health=health.check, probes=own, routed=forwarder.routed
-    )
-    if proxy is None:
-        serve_forwarded(peer, native)
-        app = app_listener(native)
-    else:
-        own = {"/health": health.answer, **own}
-        app = proxy_listener(peer, proxy.front, native, own)
-    listeners: list[tuple[str, Address, web.AppRunner]] = [
-        ("admin", config.admin_address, AppListener(admin, answers)),
-        (
-            "peer",
-            config.peer_address,
-            _peer_listener(peer, answers, is_proxy=proxy is not None),
-        ),
-    ]
-    for name, address, runner in listeners:
-        await stack.enter_async_context(listening(name, address, runner))
-    behind = (*dashboard.loops(), *(proxy.loops() if proxy else ()))
-    await stack.enter_async_context(
-        running(loops, *partitions.loops(), probes.run(), reloads.run(), *behind)
-    )
+    listeners = Listeners(parts, readiness)
+    for one in listeners.inner:
+        await stack.enter_async_context(listening(*one))
+    behind = parts.proxy.loops() if parts.proxy else ()
+    of_this_node = (parts.probes.run(), parts.reloads.run(), *listeners.loops(), *behind)
+    await stack.enter_async_context(running(loops, *partitions.loops(), *of_this_node))
     # The last to open and the first to close: what it has accepted is handed over before the rest
     # goes.
     stack.push_async_callback(_hand_over, partitions, draining)
-    await stack.enter_async_context(listening("app", config.app_address, app))
+    await stack.enter_async_context(listening(*listeners.outer))
 
-    await _until_stopped(stop, node, partitions, ready)
+    await _until_stopped(stop, parts.node, partitions, ready)
     await draining.say_so()
-    app.end_within(draining.for_requests_s)
+    listeners.app.end_within(draining.for_requests_s)
 
 
 async def _until_stopped(
@@ -225,33 +101,6 @@ async def _hand_over(partitions: Partitions, draining: Draining) -> None:
     await partitions.hand_over(draining.for_hand_over_s)
 
 
-def _adapting(
-    partitions: Partitions, probes: Probes, router: Router, forwarder: Forwarder
-) -> Adapt:
-    """What takes up another topology, everywhere in a node that runs."""
-
-    async def adapt(config: Config) -> None:
-        if partitions.everywhere.primacy.is_changed_by(config.topology):
-            raise primary_moved()
-        # No request goes any more to a node that goes.
-        probes.adapt(_others(config))
-        router.adapt(config.topology)
-        forwarder.adapt(config.topology)
-        await partitions.adapt(config)
-
-    return adapt
-
-
-def _others(config: Config) -> list[Node]:
-    return [other for other in config.topology.nodes() if other.id != config.node]
-
-
-def _peer_listener(peer: web.Application, answers: Answers, *, is_proxy: bool) -> web.AppRunner:
-    # What is forwarded to a database is as it came.
-    options = {"auto_decompress": False, **HEADS} if is_proxy else {}
-    return AppListener(peer, answers, shutdown_timeout=2.0, id_header=FROM_NODE, **options)
-
-
 def _spare_the_collector() -> None:
     """What lives now lives as long as the node: keep the collector from walking it again and again.
 
@@ -260,14 +109,3 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-
-
-def _health(node: Node, partitions: Partitions, metrics: Metrics) -> Health:
-    def alone(one: Partition) -> Health:
-        return Health(node, one.store, one.shipping.targets, one.scrub.reasons)
-
-    first = partitions.everywhere
-    restricted = {", ".join(one.regions): alone(one) for one in partitions if one.regions}
-    health = Health(node, first.store, first.shipping.targets, first.scrub.reasons, restricted)
-    metrics.is_ready_when(lambda: not health.not_ready_because())
-    return health

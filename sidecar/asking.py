@@ -8,11 +8,13 @@ import json
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from sidecar.bulk import ADMIN, Sidecar, check_url
+from sidecar.bulk import ADMIN, Sidecar, bearer_of, check_url
 from sidecar.errors import Refused
 
 NOT_FOUND = 404
@@ -22,6 +24,10 @@ PIPE_COLUMNS = 10_000
 """Width where there is no terminal: each entry stays in one line, so that `grep` finds it whole."""
 
 
+token_file: ContextVar[Path | None] = ContextVar("token_file", default=None)
+"""Where the operator's token is (--token-file): the same for all that one command asks."""
+
+
 @asynccontextmanager
 async def admin_of(url: str, what: str) -> AsyncIterator[Sidecar]:
     """A client of the admin listener at `url`, which is asked for `what`.
@@ -29,7 +35,10 @@ async def admin_of(url: str, what: str) -> AsyncIterator[Sidecar]:
     Raises Refused for what is no admin listener, Unavailable when nobody answers.
     """
     check_url(url, ADMIN)
-    async with Sidecar(url, wait_s=WAIT_S, warn=lambda _: None, listener=ADMIN) as client:
+    bearer = bearer_of("--token-file", token_file.get())
+    async with Sidecar(
+        url, wait_s=WAIT_S, warn=lambda _: None, listener=ADMIN, bearer=bearer
+    ) as client:
         try:
             yield client
         except Refused as refused:

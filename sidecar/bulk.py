@@ -42,6 +42,8 @@ from sidecar.ndjson import (
     requests,
     sort_key,
 )
+from sidecar.security.files import read_lines
+from sidecar.security.names import ADMIN_HEADER
 
 LIST_PATH = "/access/v1/relationships/list"
 TENANTS_PATH = "/access/v1/tenants"
@@ -71,6 +73,11 @@ class Listener(NamedTuple):
 
 APP = Listener("app listener", "http://127.0.0.1:8080")
 ADMIN = Listener("admin listener", "http://127.0.0.1:8082")
+
+
+def bearer_of(option: str, file: Path | None) -> str | None:
+    """The secret in a file that an option or variable names. Raises Refused("bad_secret_file")."""
+    return None if file is None else read_lines(option, file, 1)[0].decode()
 
 
 class _Again(Exception):
@@ -112,15 +119,25 @@ class Watching:
 class Sidecar:
     """A client of one listener of a sidecar; an async context manager.
 
-    `wait_s`: how long a request is repeated while nobody answers or the answer is 503.
+    `wait_s`: how long a request is repeated while nobody answers or the answer is 503. bearer: the
+    key of an application, or the token of an operator.
     """
 
     def __init__(
-        self, url: str, *, wait_s: float, warn: Callable[[str], None], listener: Listener = APP
+        self,
+        url: str,
+        *,
+        wait_s: float,
+        warn: Callable[[str], None],
+        listener: Listener = APP,
+        bearer: str | None = None,
     ) -> None:
         self._url, self._listener = check_url(url, listener), listener
         self._wait_s = min(wait_s, MAX_WAIT_S)
         self._warn = warn
+        self._headers = {ADMIN_HEADER: "1"} if listener == ADMIN else {}
+        if bearer is not None:
+            self._headers["Authorization"] = f"Bearer {bearer}"
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -128,6 +145,7 @@ class Sidecar:
             timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            headers=self._headers,
         )
         try:
             await self._first_contact()

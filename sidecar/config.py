@@ -138,7 +138,8 @@ def _beside(path: Path | None, config: Config) -> Config:
         database = database.model_copy(update={"token_file": token_file})
     if log.file is not None:
         log = log.model_copy(update={"file": path.parent / log.file})
-    changed = {"replication": replication, "database": database, "log": log}
+    security = config.security and config.security.beside(path.parent)
+    changed = {"replication": replication, "database": database, "log": log, "security": security}
     return config.model_copy(update=changed)
 
 

@@ -32,8 +32,15 @@ HOP_BY_HOP: Final = frozenset(
 )
 """About the link alone (RFC 9110, 7.6.1)."""
 
-ASKED: Final = HOP_BY_HOP | {b"host", b"expect"}
+ASKED: Final = HOP_BY_HOP | {
+    *(b"host", b"expect"),
+    # Between an application or a node and this one, and nobody else's business.
+    *(b"x-sidecar-key", b"x-sidecar-signature", b"x-sidecar-from-database", b"x-sidecar-admin"),
+}
 """The same of a request."""
+
+OWN_AUTHORIZATION: Final = web.RequestKey("authorization is ours", bool)
+"""Of a request whose `Authorization` is a key of the sidecar: it is not passed on."""
 
 MAX_LINE_BYTES: Final = 32_768
 """Of a request line and of each header; longer ones are refused. Cookies and filters are long."""
@@ -132,7 +139,8 @@ def end_to_end(raw: RawHeaders, dropped: frozenset[bytes] = HOP_BY_HOP) -> Head:
 
 def sending(request: web.Request, body: "Body") -> Sending:
     """A request as the other side gets it. Raises Refused."""
-    passing = end_to_end(request.raw_headers, ASKED)
+    dropped = ASKED | {b"authorization"} if request.get(OWN_AUTHORIZATION) else ASKED
+    passing = end_to_end(request.raw_headers, dropped)
     try:
         headers = CIMultiDict((name.decode(), value.decode()) for name, value in passing)
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Metrics as an interface of domain events; nothing outside this file sees Prometheus.
+"""Metrics as an interface of domain events; nothing but this and `gauges` sees Prometheus.
 
 The ten names of the seed carry no labels; what belongs to one target has a name of its own.
 """
@@ -6,7 +6,7 @@ The ten names of the seed carry no labels; what belongs to one target has a name
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Self
 
@@ -21,6 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 
 from sidecar.core.residency import GLOBAL
 from sidecar.errors import Broken
+from sidecar.gauges import ComeTo, Shared
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -32,36 +33,6 @@ _DURATION_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0),
 )
-
-
-ComeTo = Callable[[Iterable[float]], float]
-
-
-class _Shared:
-    """A gauge of which every partition of a node tells its part; shown is what they come to."""
-
-    def __init__(self, gauge: Gauge, come_to: ComeTo) -> None:
-        self._gauge, self._come_to = gauge, come_to
-        self._told: dict[tuple[str, ...], dict[str, float]] = {}
-
-    def tell(self, partition: str, value: float, *labels: str) -> None:
-        told = self._told.setdefault(labels, {})
-        told[partition] = value
-        (self._gauge.labels(*labels) if labels else self._gauge).set(self._come_to(told.values()))
-
-    def forget(self, partition: str, *labels: str) -> None:
-        """A partition has no part in it any more; the series ends with the last of them."""
-        told = self._told.get(labels, {})
-        told.pop(partition, None)
-        if told:
-            self._gauge.labels(*labels).set(self._come_to(told.values()))
-        elif self._told.pop(labels, None) is not None:
-            self._gauge.remove(*labels)
-
-    @property
-    def total(self) -> float:
-        """The sum over labels of what is shown."""
-        return sum(self._come_to(told.values()) for told in self._told.values())
 
 
 class Metrics:
@@ -83,8 +54,8 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(name, text, labels, registry=registry)
 
-        def shared(come_to: ComeTo, name: str, text: str, *labels: str) -> _Shared:
-            return _Shared(gauge(name, text, *labels), come_to)
+        def shared(come_to: ComeTo, name: str, text: str, *labels: str) -> Shared:
+            return Shared(gauge(name, text, *labels), come_to)
 
         self._changes = counter(
             "inferadb_replication_changes_total",

@@ -16,6 +16,8 @@ from aiohttp import web
 from sidecar.config import Address, Config
 from sidecar.endings import end
 from sidecar.errors import Refused, Unavailable
+from sidecar.security.admin import is_loopback
+from sidecar.security.guard import Door
 from sidecar.store.embedded import EmbeddedValkey
 
 log = logging.getLogger(__name__)
@@ -62,30 +64,30 @@ async def running(
 
 
 @asynccontextmanager
-async def listening(name: str, address: Address, runner: web.AppRunner) -> AsyncIterator[None]:
-    """Raises Refused("cannot_listen")."""
+async def listening(
+    name: str, address: Address, runner: web.AppRunner, door: Door | None = None
+) -> AsyncIterator[None]:
+    """door: how who comes is let in; None: openly. Raises Refused("cannot_listen")."""
     host, port = address
     await runner.setup()
+    door = door or Door()
     try:
         try:
-            await web.TCPSite(runner, host, port).start()
+            await door.site(runner, host, port).start()
         except OSError as error:
             raise Refused(
                 "cannot_listen",
                 f"listen.{name}: cannot listen on {address}: {error.strerror}; end what uses it "
                 "or choose another address",
             ) from error
-        if name != "app" and not _is_loopback(host):
+        if name != "app" and not door.proves and not is_loopback(host):
             log.warning(
-                "listener without authentication is open to the network; protect it with a "
-                "network policy",
+                "listener without authentication is open to the network; set security.%s, and "
+                "protect it with a network policy",
+                name,
                 extra={"listener": name, "address": str(address)},
             )
         yield
     finally:
         with suppress(asyncio.CancelledError):
             await runner.cleanup()
-
-
-def _is_loopback(host: str) -> bool:
-    return host in {"localhost", "::1"} or host.startswith("127.")

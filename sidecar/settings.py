@@ -9,12 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from sidecar.core.conflict import USES_PRIORITIES, ConflictResolutionStrategy
@@ -34,6 +29,8 @@ from sidecar.core.topology import (
     spell,
 )
 from sidecar.errors import Refused
+from sidecar.section import Section
+from sidecar.security.settings import SecuritySettings, idle_proofs
 from sidecar.values import (
     Address,
     DatabaseUrl,
@@ -58,12 +55,6 @@ ENVIRONMENT = "INFERADB"
 # -- sections --------------------------------------------------------------------------------------
 
 
-class Section(BaseModel):
-    """Frozen; an unknown setting is an error; values, which may be secret, stay unsaid."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
 class Listen(Section):
     app: ListenAddress = "127.0.0.1:8080"
     peer: ListenAddress | None = None
@@ -84,7 +75,7 @@ class StoreSettings(Section):
     """What one region's OpenFGA calls a store, and its models by their names here."""
 
     store: ForeignId
-    models: dict[Name, ForeignId] = {}
+    models: dict[Name, ForeignId] = Field(default={})
 
 
 class DatabaseSettings(Section):
@@ -95,7 +86,7 @@ class DatabaseSettings(Section):
     on_unknown: Literal["refuse", "pass"] = "refuse"
     token_file: Path | None = None
     max_connections: Whole = Field(default=256, ge=1, le=65_536)
-    stores: dict[TenantName, dict[Id, StoreSettings]] = {}
+    stores: dict[TenantName, dict[Id, StoreSettings]] = Field(default={})
 
 
 class Log(Section):
@@ -157,7 +148,7 @@ class Replication(Section):
     region_priorities: tuple[Id, ...] = ()
     conflict_overrides: tuple[ConflictOverride, ...] = ()
     custom_script: Path | None = None
-    tenants: dict[TenantPattern, Tenant] = {}
+    tenants: dict[TenantPattern, Tenant] = Field(default={})
     agent: Agent = Agent()
     window: Whole = Field(default=128, ge=1, le=1_024)
     feed_retention_s: Whole = Field(default=3_600, ge=0, le=2_592_000)
@@ -176,6 +167,7 @@ class Config(Section):
     listen: Listen = Listen()
     redis: RedisSettings = RedisSettings()
     database: DatabaseSettings | None = None
+    security: SecuritySettings | None = None
     drain_timeout_s: Whole = Field(default=20, ge=0, le=3_600)
     drain_grace_s: Whole | None = Field(default=None, ge=0, le=3_600)
     log: Log = Log()
@@ -456,6 +448,8 @@ def _idle_settings(config: Config) -> Iterator[Problem]:
         if configured.is_primary and not uses_primary:
             text = f"has no effect with strategy {replication.strategy}"
             yield Problem(("replication", "regions", i, "is_primary"), text)
+    if config.security is not None:
+        yield from idle_proofs(config.security)
     missing = next(config.topology.unreached(), None)
     if missing is not None:
         source, to = missing

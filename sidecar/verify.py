@@ -18,6 +18,7 @@ from sidecar.core.topology import Node, Topology
 from sidecar.errors import Refused, Unavailable
 from sidecar.peer.calls import PeerCalls
 from sidecar.peer.inspection import COMPARE, DIGESTS, REPAIR, STATES, STRAYS
+from sidecar.security.links import Links
 
 TIMEOUT_S = 60.0
 AGAIN_S = 0.3
@@ -110,12 +111,14 @@ async def verify(
     repair: bool = False,
     dry_run: bool = False,
     watching: Watching | None = None,
+    links: Links | None = None,
 ) -> list[Findings]:
     """Compare all nodes; with `repair` mend them by the word of `source`, and compare again.
 
     Parts of which `source` has nothing are compared, and not mended. wait_s: how long buckets that
-    are written at the moment are asked about again. Raises Refused for what cannot be asked,
-    Unavailable when `source`, or every node of a part, cannot be reached.
+    are written at the moment are asked about again. links: how the nodes know who asks. Raises
+    Refused for what cannot be asked, Unavailable when `source`, or every node of a part, cannot be
+    reached.
     """
     known = {str(node.id) for part in parts for node in part.nodes}
     if source is not None and source not in known:
@@ -123,7 +126,7 @@ async def verify(
         raise Refused("unknown_node", f"--from {source} is none of the nodes {listed}")
     telling = watching or Watching()
     found = []
-    async with PeerCalls(TIMEOUT_S) as calls:
+    async with PeerCalls(TIMEOUT_S, links) as calls:
         for part in parts:
             endpoints = {str(node.id): str(node.endpoint) for node in part.nodes}
             deployment = _Deployment(calls, part, endpoints, wait_s, telling)

@@ -1,6 +1,7 @@
 """`python -m examples.documents`: one instance, beside the sidecar of its region."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from aiohttp import web
@@ -14,8 +15,10 @@ def main() -> None:
     parser.add_argument("--sidecar", required=True, help="http://HOST:PORT of the app listener")
     parser.add_argument("--shelf", type=Path, required=True, help="the file with the documents")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    instance = application(options.sidecar, options.shelf)
     # Loopback only: this example takes X-User at its word.
-    web.run_app(application(options.sidecar, options.shelf), host="127.0.0.1", port=options.port)
+    web.run_app(instance, host="127.0.0.1", port=options.port, access_log=None)
 
 
 main()

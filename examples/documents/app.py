@@ -52,7 +52,7 @@ async def read(request: web.Request) -> web.Response:
     name, document = document_of(request)
     user = user_of(request)
     await request.app[PERMISSIONS].check(user, READERS, name, document.tokens)
-    return web.Response(text=document.text)
+    return web.Response(text=f"{document.text}\n")
 
 
 @routes.put("/documents/{id}")

@@ -1,8 +1,10 @@
 """The admin listener: metrics, health, the log of conflicts, and what operators do."""
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from sidecar.admin.calls import add_routes
 from sidecar.admin.openapi import admin_document
@@ -18,13 +20,19 @@ class Calls(Protocol):
     def add_to(self, app: web.Application) -> None: ...
 
 
-def admin_app(metrics: Metrics, health: Health, answers: Answers, *calls: Calls) -> web.Application:
-    """The application of the admin listener."""
+def admin_app(
+    metrics: Metrics,
+    health: Health,
+    answers: Answers,
+    *calls: Calls,
+    guards: Iterable[Middleware] = (),
+) -> web.Application:
+    """The application of the admin listener. guards: what a request passes first."""
 
     async def get_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
-    app = web.Application()
+    app = web.Application(middlewares=guards)
     described = Documented(admin_document(), answers).get
     routes: tuple[tuple[str, str, Route], ...] = (
         ("GET", "/metrics", get_metrics),

@@ -79,6 +79,8 @@ class Answers:
         headers = None
         if isinstance(failure, Unavailable):
             headers = {"Retry-After": str(failure.retry_after_s)}
+        elif failure.status == 401:
+            headers = {"WWW-Authenticate": "Bearer"}
         return self.error(failure.status, failure.code, failure.message, headers)
 
     def http(

@@ -22,6 +22,7 @@ from sidecar.core.router import RequestType
 from sidecar.core.topology import Node
 from sidecar.errors import Refused, Unavailable
 from sidecar.openapi import OPENAPI, Documented
+from sidecar.security.app_keys import AppKeys
 from sidecar.store.calls import Filter, Page, WriteRequest, Written
 
 Health = Callable[[], tuple[bool, Mapping[str, Any]]]
@@ -41,9 +42,13 @@ WALK_LIMIT_S = 30.0
 LOOKS: Final = frozenset(
     {"/access/v1/relationships/list", "/access/v1/watch", "/access/v1/tenants"}
 )
+TENANTS: Final = "/access/v1/tenants"
 
 ANSWERS: Final = web.AppKey("answers", Answers)
 CALLS: Final = web.AppKey("calls", dict)
+"""As other nodes ask for them."""
+
+OF_APPLICATIONS: Final = web.AppKey("calls of applications", dict)
 
 
 def native_app(
@@ -51,16 +56,18 @@ def native_app(
     *,
     node: Node,
     health: Health,
+    answers: Answers | None = None,
     watch_limits: WatchLimits | None = None,
     probes: Mapping[str, Route] | None = None,
     routed: Routed = lambda _, route: route,
+    keys: AppKeys | None = None,
 ) -> web.Application:
     """The application of the app listener; serve it with `app_listener`.
 
-    probes: path -> what a GET of it answers. routed: lets another node serve a call where this one
-    does not.
+    answers: those of the whole node. probes: path -> what a GET of it answers. routed: lets another
+    node serve a call where this one does not. keys: what applications show; None: nothing.
     """
-    answers = Answers(node)
+    answers = answers or Answers(node)
     native = Native(partitions, answers)
     watch = Watch(partitions, answers, watch_limits or WatchLimits(), waits.reach)
     app = web.Application(client_max_size=bodies.MAX_BODY_BYTES)
@@ -77,9 +84,16 @@ def native_app(
         ("GET", "/access/v1/tenants"): (None, native.list_tenants),
     }
     routes: dict[tuple[str, str], Route] = {
-        place: answers.guarded(native.if_here(routed(request_type, call)) if request_type else call)
+        place: answers.guarded(
+            _keyed(
+                keys,
+                place[1],
+                native.if_here(routed(request_type, call)) if request_type else call,
+            )
+        )
         for place, (request_type, call) in calls.items()
     }
+    app[OF_APPLICATIONS] = dict(routes)
     routes["GET", "/health"] = _health_route(answers, node, health)
     routes["GET", OPENAPI] = answers.guarded(Documented(app_document(), answers).get)
     routes |= {("GET", path): route for path, route in (probes or {}).items()}
@@ -103,9 +117,11 @@ def app_listener(app: web.Application, **options: Any) -> AppListener:
     return AppListener(app, app[ANSWERS], **options)
 
 
-def serve_looks(app: web.Application, native: web.Application) -> None:
+def serve_looks(
+    app: web.Application, native: web.Application, calls: web.AppKey[Any] = CALLS
+) -> None:
     """Serve of the calls of `native` those that show what is here and change nothing."""
-    for (method, path), call in native[CALLS].items():
+    for (method, path), call in native[calls].items():
         if path in LOOKS:
             app.router.add_route(method, path, call)
 
@@ -114,6 +130,18 @@ def serve_forwarded(peer: web.Application, native: web.Application) -> None:
     """Serve the calls of `native` to other nodes as well; from here nothing is forwarded again."""
     for (method, path), call in native[CALLS].items():
         peer.router.add_route(method, path, call)
+
+
+def _keyed(keys: AppKeys | None, path: str, route: Route) -> Route:
+    """The route, for who shows a key that opens the tenant; one call concerns all of them."""
+    if keys is None:
+        return route
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        keys.check(request, None if path == TENANTS else headers.tenant_of(request.headers))
+        return await route(request)
+
+    return answer
 
 
 class Native:

@@ -8,6 +8,7 @@ from sidecar.cli.common import (
     ADMIN_URL,
     AdminOption,
     JsonOption,
+    TokenOption,
     count_bar,
     one_line,
     progress_of,
@@ -21,6 +22,7 @@ commands = typer.Typer()
 def adopt_(
     *,
     url: AdminOption = ADMIN_URL,
+    token_file: TokenOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
@@ -52,7 +54,7 @@ def adopt_(
 
 
 @commands.command("reapply")
-def reapply_(url: AdminOption = ADMIN_URL) -> None:
+def reapply_(url: AdminOption = ADMIN_URL, token_file: TokenOption = None) -> None:
     """Write everything that a node shows to the database behind it again.
 
     For a database that was emptied, restored or replaced. What it holds beside that stays.
@@ -68,6 +70,7 @@ def reapply_(url: AdminOption = ADMIN_URL) -> None:
 def held_(
     *,
     url: AdminOption = ADMIN_URL,
+    token_file: TokenOption = None,
     as_json: JsonOption = False,
     release: Annotated[
         bool, typer.Option("--release", help="Try to write them again, now.")

@@ -45,6 +45,29 @@ UrlOption = Annotated[
 ]
 ADMIN_URL = "http://127.0.0.1:8082"
 AdminOption = Annotated[str, typer.Option("--url", help="The admin listener of the node.")]
+
+
+def _present(file: Path | None) -> Path | None:
+    from sidecar.asking import token_file
+
+    token_file.set(file)
+    return file
+
+
+TokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="INFERADB__SECURITY__ADMIN__TOKEN_FILE",
+        callback=_present,
+        help="Whose first line is the admin token; not needed on the node's own machine.",
+    ),
+]
+"""Of every command that changes something: `asking` shows the token then."""
+
+KeyOption = Annotated[
+    Path | None, typer.Option("--key-file", help="Whose first line is the key of an application.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 WaitOption = Annotated[
     float,

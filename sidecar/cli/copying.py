@@ -7,6 +7,7 @@ import typer
 
 from sidecar.cli.common import (
     EXIT_INTERRUPTED,
+    KeyOption,
     UrlOption,
     WaitOption,
     bytes_bar,
@@ -27,19 +28,30 @@ commands = typer.Typer()
 
 @commands.command("import")
 def import_(
+    *,
     file: Annotated[str, typer.Argument(help="NDJSON, plain or gzip; - for standard input.")],
     url: UrlOption,
     tenant: Annotated[str, typer.Option(help="The tenant of lines that name none.")] = "default",
     from_line: Annotated[int, typer.Option(min=1, help="Begin at this line.")] = 1,
+    key_file: KeyOption = None,
     wait: WaitOption = 60,
 ) -> None:
     """Write the relationships or transactions of a file, in its order."""
     with one_line():
-        from sidecar.bulk import Sidecar, Source, Watching, check_url, import_file, retold
+        from sidecar.bulk import (
+            Sidecar,
+            Source,
+            Watching,
+            bearer_of,
+            check_url,
+            import_file,
+            retold,
+        )
         from sidecar.core.relationship import check_tenant
 
         check_tenant(tenant)
         check_url(url)
+        bearer = bearer_of("--key-file", key_file)
         with Source(file) as source, progress_of(bytes_bar()) as progress:
             task = progress.add_task(Path(source.name).name, total=source.size)
             watching = Watching(
@@ -47,7 +59,7 @@ def import_(
             )
 
             async def transfer() -> "Imported":
-                async with Sidecar(url, wait_s=wait, warn=complain) as client:
+                async with Sidecar(url, wait_s=wait, warn=complain, bearer=bearer) as client:
                     return await import_file(client, source, tenant, from_line, watching)
 
             source.next_line = from_line
@@ -67,6 +79,7 @@ def import_(
 
 @commands.command("export")
 def export(
+    *,
     url: UrlOption,
     file: Annotated[
         str, typer.Argument(help="Where to; .gz is compressed; - is standard output.")
@@ -75,21 +88,23 @@ def export(
     all_tenants: Annotated[
         bool, typer.Option("--all-tenants", help="Every tenant, instead of one.")
     ] = False,
+    key_file: KeyOption = None,
     wait: WaitOption = 60,
 ) -> None:
     """Write all relationships of a tenant to a file, sorted, one per line."""
     with one_line():
-        from sidecar.bulk import Sidecar, Watching, check_url, export_file
+        from sidecar.bulk import Sidecar, Watching, bearer_of, check_url, export_file
         from sidecar.core.relationship import check_tenant
 
         check_tenant(tenant)
         check_url(url)
+        bearer = bearer_of("--key-file", key_file)
         with progress_of(count_bar()) as progress:
             task = progress.add_task("relationships", total=None)
             watching = Watching(advance=lambda count: progress.update(task, completed=count))
 
             async def transfer() -> str:
-                async with Sidecar(url, wait_s=wait, warn=complain) as client:
+                async with Sidecar(url, wait_s=wait, warn=complain, bearer=bearer) as client:
                     chosen = None if all_tenants else tenant
                     done = await export_file(client, file, chosen, watching)
                 return (

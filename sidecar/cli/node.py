@@ -89,12 +89,16 @@ def check_config(
 ) -> None:
     """Say what a configuration file means, and what `run` would refuse of it."""
     with one_line():
+        from sidecar.api.answers import Answers
         from sidecar.config import load
         from sidecar.rules import custom_script, rules_of
+        from sidecar.security.guard import Guard
 
         settings = load(file, node=node, environ=os.environ)
         for line in _meaning(settings):
             typer.echo(line)
+        # What the files of `security` hold is not shown, but must be of use.
+        Guard(settings, Answers(settings.this_node))
         custom = custom_script(settings)
         if custom is not None:
             from sidecar.store.trial import try_on_embedded
@@ -148,6 +152,9 @@ def _meaning(config: "Config") -> Iterator[str]:
     yield f"this node            {here.id} in {here.region}"
     addresses = f"app {config.app_address}, peer {config.peer_address}"
     yield f"listens              {addresses}, admin {config.admin_address}"
+    from sidecar.security.settings import SecuritySettings
+
+    yield f"security             {(config.security or SecuritySettings()).in_words}"
     yield f"store                {config.redis.safe_url}"
     if config.database is not None:
         yield f"database             {config.database.dialect} at {config.database.url}"

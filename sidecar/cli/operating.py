@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from sidecar.cli.common import ADMIN_URL, AdminOption, JsonOption, complain, one_line, run_here
+from sidecar.cli.common import (
+    ADMIN_URL,
+    AdminOption,
+    JsonOption,
+    TokenOption,
+    complain,
+    one_line,
+    run_here,
+)
 from sidecar.errors import Refused
 
 commands = typer.Typer()
@@ -85,6 +93,7 @@ def _telling_lines() -> Iterator[Callable[[Any, str], None]]:
 @commands.command("accept-loss")
 def accept_loss_(
     url: AdminOption = ADMIN_URL,
+    token_file: TokenOption = None,
     partition: Annotated[
         str | None,
         typer.Option("--partition", help="Which one, where several are behind; see `status`."),
@@ -109,6 +118,7 @@ def accept_loss_(
 def promote_(
     region: Annotated[str, typer.Argument(help="The region that is to take the writes.")],
     url: AdminOption = ADMIN_URL,
+    token_file: TokenOption = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Drain the old primary first: nothing is left behind.")
     ] = False,
@@ -180,6 +190,7 @@ def release(
 def drop(
     origin: Annotated[str, typer.Argument(help="Whose transaction, as `sidecar parked` shows it.")],
     url: AdminOption = ADMIN_URL,
+    token_file: TokenOption = None,
 ) -> None:
     """Pass over one parked transaction: this node then differs from those that have applied it."""
     with one_line():

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sidecar.cli.common import ADMIN_URL, AdminOption, one_line, run_here
+from sidecar.cli.common import ADMIN_URL, AdminOption, TokenOption, one_line, run_here
 
 commands = typer.Typer()
 
@@ -14,7 +14,11 @@ TargetOption = Annotated[
 
 
 @commands.command()
-def pause(url: AdminOption = ADMIN_URL, target: TargetOption = None) -> None:
+def pause(
+    url: AdminOption = ADMIN_URL,
+    target: TargetOption = None,
+    token_file: TokenOption = None,
+) -> None:
     """Stop shipping what a node writes, until `resume` or a restart; its feed keeps what waits."""
     with one_line():
         from sidecar.steering import pause, paused_in_words
@@ -23,7 +27,11 @@ def pause(url: AdminOption = ADMIN_URL, target: TargetOption = None) -> None:
 
 
 @commands.command()
-def resume(url: AdminOption = ADMIN_URL, target: TargetOption = None) -> None:
+def resume(
+    url: AdminOption = ADMIN_URL,
+    target: TargetOption = None,
+    token_file: TokenOption = None,
+) -> None:
     """Ship again what a node writes; what has waited first."""
     with one_line():
         from sidecar.steering import paused_in_words, resume
@@ -35,6 +43,7 @@ def resume(url: AdminOption = ADMIN_URL, target: TargetOption = None) -> None:
 def resync(
     target: Annotated[str, typer.Argument(help="The node that is to get everything.")],
     url: AdminOption = ADMIN_URL,
+    token_file: TokenOption = None,
 ) -> None:
     """Give a target a full state transfer from this node now; `sidecar status` says how far."""
     with one_line():
@@ -50,7 +59,7 @@ commands.add_typer(topology_app, name="topology", help="Regions and nodes that c
 
 
 @topology_app.command("reload")
-def reload(url: AdminOption = ADMIN_URL) -> None:
+def reload(url: AdminOption = ADMIN_URL, token_file: TokenOption = None) -> None:
     """Have a node read its configuration again and take up its regions, without a restart.
 
     Ask every node of the topology. What needs a restart is refused, and then nothing has changed.

@@ -39,6 +39,7 @@ def verify(
     """Compare what all nodes store; exit code 1 when they differ or one cannot be reached."""
     with one_line():
         from sidecar.config import load_some_node
+        from sidecar.security.guard import links_of_node
         from sidecar.verify import Watching, json_of, lines_of, parts_of, plan_lines
         from sidecar.verify import verify as compare
 
@@ -68,6 +69,7 @@ def verify(
                     repair=repair,
                     dry_run=dry_run,
                     watching=watching,
+                    links=links_of_node(settings),
                 )
             )
         if as_json:

@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
 from sidecar.errors import Refused, Unavailable
 from sidecar.peer.connections import Connections
+from sidecar.security.links import Links
 
 MAX_QUOTED = 200
 
@@ -14,8 +16,8 @@ MAX_QUOTED = 200
 class PeerCalls(Connections):
     """Asks nodes at `host:port`. One for all of them; use as an async context manager."""
 
-    def __init__(self, timeout_s: float) -> None:
-        super().__init__(timeout=aiohttp.ClientTimeout(total=timeout_s))
+    def __init__(self, timeout_s: float, links: Links | None = None) -> None:
+        super().__init__(links, timeout=aiohttp.ClientTimeout(total=timeout_s))
         self._timeout_s = timeout_s
 
     async def get(self, endpoint: str, path: str) -> dict[str, Any]:
@@ -37,15 +39,20 @@ class PeerCalls(Connections):
         timeout_s: float | None = None,
     ) -> dict[str, Any]:
         limit_s = timeout_s or self._timeout_s
-        headers = {"Content-Type": "application/json"}
+        url = URL(f"{self._links.scheme}://{endpoint}{path}")
+        headers = {
+            "Content-Type": "application/json",
+            **self._links.signed(endpoint, method, url.raw_path_qs, body),
+        }
         try:
             async with self._session.request(
                 method,
-                f"http://{endpoint}{path}",
+                url,
                 data=body,
                 headers=headers,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=limit_s),
+                **self._links.options(endpoint),
             ) as response:
                 status, text = response.status, await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -61,6 +68,9 @@ class PeerCalls(Connections):
         code = str(said.get("error", f"http_{status}"))
         quoted = text[:MAX_QUOTED].decode(errors="replace")
         message = str(said.get("message", f"{endpoint}{path} answers {status}: {quoted}"))
+        if status == 401:
+            # The caller asked for nothing wrong: the two nodes do not know each other.
+            raise Unavailable(code, f"{endpoint} does not answer this node: {message}")
         if 400 <= status < 500:
             raise Refused(code, message, status)
         raise Unavailable(code, message)

@@ -9,6 +9,8 @@ import aiohttp
 from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame
 from sidecar.errors import Unavailable
 from sidecar.peer.connections import Connections
+from sidecar.security.links import Links
+from sidecar.security.tls import handshake_refusal
 
 PATH = "/peer/v1/session"
 
@@ -43,29 +45,55 @@ class Link:
 class Dialler(Connections):
     """Opens links. One for all targets; use as an async context manager."""
 
-    def __init__(self, timeout_s: float) -> None:
-        super().__init__(timeout=aiohttp.ClientTimeout(total=None, connect=timeout_s))
+    def __init__(self, timeout_s: float, links: Links | None = None) -> None:
+        super().__init__(links, timeout=aiohttp.ClientTimeout(total=None, connect=timeout_s))
         self._timeout_s = timeout_s
 
     @asynccontextmanager
     async def dial(self, target: str, endpoint: str) -> AsyncIterator[Link]:
-        """A link to the node at `host:port`. Raises Unavailable("unreachable")."""
+        """A link to the node at `host:port`, after both have proved who they are.
+
+        Raises Unavailable("unreachable" | "not_let_in" | "peer_unauthenticated").
+        """
         try:
             async with asyncio.timeout(self._timeout_s):
                 socket = await self._session.ws_connect(
-                    f"http://{endpoint}{PATH}",
+                    f"{self._links.scheme}://{endpoint}{PATH}",
                     max_msg_size=MAX_FRAME_BYTES,
                     autoclose=True,
                     # Frames are compressed where it pays; the link does not do it again.
                     compress=0,
                     timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                    **self._links.options(endpoint),
                 )
+        except aiohttp.ClientSSLError as error:
+            raise Unavailable(
+                "peer_unauthenticated",
+                f"{target} at {endpoint} is not spoken to: {handshake_refusal(error)}",
+            ) from error
+        except aiohttp.WSServerHandshakeError as error:
+            # A code of its own: it is there, and why it takes no session is news.
+            raise Unavailable(
+                "not_let_in", f"{target} at {endpoint} takes no session: HTTP {error.status}"
+            ) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             detail = str(error) or f"no answer within {self._timeout_s:.0f} s"
             raise Unavailable(
                 "unreachable", f"{target} cannot be reached at {endpoint}: {detail}"
             ) from error
         try:
-            yield Link(socket, target)
+            link = Link(socket, target)
+            await self._introduce(link, target)
+            yield link
         finally:
             await socket.close()
+
+    async def _introduce(self, link: Link, target: str) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._links.introduce(link, target)
+        except TimeoutError:
+            raise Unavailable(
+                "peer_unauthenticated",
+                f"{target} does not say within {self._timeout_s:.0f} s that it has the shared key",
+            ) from None

@@ -5,16 +5,19 @@ from typing import Any, Self
 
 import aiohttp
 
+from sidecar.security.links import Links
+
 KEEPALIVE_S = 15.0
 
 
 class Connections:
     """Connections to other nodes, kept while this is used as an async context manager.
 
-    options: of `aiohttp.ClientSession`.
+    links: what this node shows there, and whom it believes. options: of `aiohttp.ClientSession`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, links: Links | None = None, **options: Any) -> None:
+        self._links = links or Links("")
         self._options = options
 
     async def __aenter__(self) -> Self:

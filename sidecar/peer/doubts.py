@@ -3,19 +3,23 @@
 What another node says is not believed, it only makes this one ask: nobody can talk a node down.
 """
 
+import asyncio
 import json
 from typing import Final
 
 from aiohttp import web
 
-from sidecar.agent.probe import Probes
+from sidecar.agent.probe import TIMEOUT_S, Probes
 from sidecar.api.answers import Answers, compact
 from sidecar.core.topology import NodeId
-from sidecar.errors import Refused
+from sidecar.errors import Refused, Unavailable
 
 PATH: Final = "/peer/v1/doubt"
 
 MAX_BODY_BYTES: Final = 1_024
+
+ASK_S: Final = 2 * TIMEOUT_S
+"""The probe that is under way, and the next one."""
 
 
 class Doubts:
@@ -31,7 +35,12 @@ class Doubts:
     async def doubt(self, request: web.Request) -> web.Response:
         """`{"node"}` -> `{"health"}`, after that node was asked. Raises Refused."""
         node = _node_of(await request.content.read(MAX_BODY_BYTES))
-        health = await self._probes.ask(NodeId(node))
+        try:
+            async with asyncio.timeout(ASK_S):
+                health = await self._probes.ask(NodeId(node))
+        except TimeoutError:
+            # It was taken out of the topology meanwhile, perhaps.
+            raise Unavailable("unreachable", f"{node[:80]} does not say how it is") from None
         if health is None:
             raise Refused("unknown_node", "node: no other node of the topology here", 404)
         return self._answers.json(compact({"health": health.value}))

@@ -24,7 +24,9 @@ from sidecar.errors import Refused, SidecarError, Unavailable
 from sidecar.hops import (
     HOP_BY_HOP,
     PASSES,
+    Body,
     Passed,
+    Upload,
     body_of,
     can_go_on,
     end_to_end,
@@ -33,6 +35,7 @@ from sidecar.hops import (
     target_of,
 )
 from sidecar.peer.connections import Connections
+from sidecar.security.links import Links
 
 PASSED: Final = (
     *("X-Tenant", "X-Revision-Token", "X-Consistency", "X-Consistency-Timeout-Ms"),
@@ -42,7 +45,11 @@ PASSED: Final = (
 """What is passed on of a request."""
 
 NOT_SERVED: Final = frozenset(
-    {"store_unavailable", "starting", "catching_up", "node_removed", "database_unavailable"}
+    {
+        *("store_unavailable", "starting", "catching_up", "node_removed", "database_unavailable"),
+        # It does not know this node, or not any more.
+        "peer_unauthenticated",
+    }
 )
 """Refusals of a node that does not serve: nothing has happened there."""
 
@@ -50,7 +57,10 @@ DATABASE_PREFIX: Final = "/database"
 """Before the path of a request for the database behind another node."""
 
 FROM_DATABASE: Final = b"X-Sidecar-From-Database"
-"""Between nodes: a 503 is the database's own, whatever its body says."""
+"""Between nodes: a 401 or 503 is the database's own, whatever its body says."""
+
+NOT_OF_NODE: Final = frozenset({401, 503})
+"""Statuses by which a node itself says that it has not served a request."""
 
 CONNECT_S = 2.0
 SEARCH_S = 30.0
@@ -84,8 +94,9 @@ class Forwarder(Connections):
         doubt: Callable[[NodeId], None],
         forwarded: Callable[[NodeId], None],
         is_proxy: bool = False,
+        links: Links | None = None,
     ) -> None:
-        super().__init__(**(PASSES if is_proxy else {"auto_decompress": False}))
+        super().__init__(links, **(PASSES if is_proxy else {"auto_decompress": False}))
         self._router, self._topology, self._here = router, topology, here
         self._timeout_s, self._doubt, self._forwarded = timeout_s, doubt, forwarded
         self._is_proxy = is_proxy
@@ -211,6 +222,7 @@ class Forwarder(Connections):
                 url,
                 allow_redirects=False,
                 timeout=self._patience(request, request_type),
+                **self._links.options(node.endpoint),
                 **what,
             )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -232,15 +244,25 @@ class Forwarder(Connections):
         if self._is_proxy:
             # Query and all, so that nothing of it is read as anything else.
             target = DATABASE_PREFIX + target_of(request)
-            url = URL(f"http://{node.endpoint}").with_path(target, encoded=True)
+            url = URL(f"{self._links.scheme}://{node.endpoint}").with_path(target, encoded=True)
             passing = sending(request, await body_of(request))
             passing.headers[request_ids.FROM_NODE] = logs.request_id()
+            passing.headers.update(self._signed(node, request, target, passing.body))
             return url, {"data": passing}
         known = ((name, request.headers.get(name)) for name in PASSED)
         headers = CIMultiDict((name, value) for name, value in known if value is not None)
         headers[request_ids.FROM_NODE] = logs.request_id()
-        url = URL(f"http://{node.endpoint}{request.path_qs}", encoded=True)
-        return url, {"data": await request.read(), "headers": headers}
+        url = URL(f"{self._links.scheme}://{node.endpoint}{request.path_qs}", encoded=True)
+        body = await request.read()
+        headers.update(self._signed(node, request, url.raw_path_qs, body))
+        return url, {"data": body, "headers": headers}
+
+    def _signed(self, node: Node, request: web.Request, target: str, body: Body) -> dict[str, str]:
+        is_streamed = isinstance(body, Upload)
+        known = body if isinstance(body, bytes) else None
+        return self._links.signed(
+            node.endpoint, request.method, target, known, is_streamed=is_streamed
+        )
 
     def _patience(self, request: web.Request, request_type: RequestType) -> aiohttp.ClientTimeout:
         silence_s = self._timeout_s + (SEARCH_S if request_type is RequestType.WRITE else 0.0)
@@ -272,7 +294,7 @@ class Forwarder(Connections):
                 raise Unavailable(
                     "outcome_unknown", f"the answer of node {node.id} broke off: {error}"
                 ) from error
-            if answer.status == 503 and FROM_DATABASE.decode() not in answer.headers:
+            if answer.status in NOT_OF_NODE and FROM_DATABASE.decode() not in answer.headers:
                 _raise_if_not_served(body)
             return Passed(answer.status, answer.reason, head, length, body)
         request_ids.add_to(head)

@@ -3,20 +3,22 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import aiohttp
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from sidecar.agent.incoming import Frame, Incoming, Intake
 from sidecar.agent.peers import Peers
-from sidecar.core.session import Party, refuse
+from sidecar.core.session import Party, quoted, refuse
 from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame
-from sidecar.errors import Refused, SidecarError, ungrouped
+from sidecar.errors import Refused, SidecarError, Unavailable, ungrouped
 from sidecar.health import Health
 from sidecar.logs import speak_of
 from sidecar.peer.client import PATH
+from sidecar.security.links import Links
 from sidecar.store.redis_store import RedisStore
 
 log = logging.getLogger(__name__)
@@ -161,11 +163,17 @@ class Reception:
     """Hands each link that comes in to the partition that its hello names.
 
     receivers: by the names of their partitions, the first for what names none of them, and refuses
-    it. timeout_s: how long a hello may take.
+    it. timeout_s: how long a hello may take. links: how who comes proves who it is.
     """
 
-    def __init__(self, receivers: Mapping[str, Receiver], timeout_s: float) -> None:
+    def __init__(
+        self,
+        receivers: Mapping[str, Receiver],
+        timeout_s: float,
+        links: Links | None = None,
+    ) -> None:
         self._receivers, self._timeout_s = receivers, timeout_s
+        self._links = links or Links("")
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """One link, to its end."""
@@ -179,8 +187,14 @@ class Reception:
         receiver, remote = next(iter(self._receivers.values())), str(request.remote)
         try:
             if (frame := await _next(socket, self._timeout_s)) is not None:
-                receiver = self._receivers.get(str(frame[0].get("partition")), receiver)
-                await receiver.serve(socket, frame[0], remote)
+                talk = _Arrived(socket, self._timeout_s)
+                hello, names = await self._links.meet(frame[0], request, talk)
+                receiver = self._receivers.get(str(hello.get("partition")), receiver)
+                if self._links.proves and hello.get("node") not in names:
+                    raise _other_name(hello.get("node"), names)
+                await receiver.serve(socket, hello, remote)
+        except ConnectionError:
+            pass  # it has gone while it was asked who it is
         except SidecarError as failure:
             await receiver.refuse(socket, remote, failure)
         finally:
@@ -191,6 +205,31 @@ class Reception:
         """End every session of every partition."""
         for receiver in self._receivers.values():
             await receiver.close()
+
+
+class _Arrived:
+    """The beginning of a session at this end."""
+
+    def __init__(self, socket: web.WebSocketResponse, timeout_s: float) -> None:
+        self._socket, self._timeout_s = socket, timeout_s
+
+    async def send(self, frame: str | bytes) -> None:
+        await _send(self._socket, frame)
+
+    async def receive(self) -> dict[str, object]:
+        frame = await _next(self._socket, self._timeout_s)
+        if frame is None:
+            raise Unavailable("link_lost", "it went before it had said who it is")
+        return frame[0]
+
+
+def _other_name(claimed: object, names: frozenset[str]) -> Refused:
+    listed = ", ".join(sorted(names))
+    return Refused(
+        "wrong_identity",
+        f"it says to be {quoted(claimed)}, and what it shows is that of {listed[:200]}",
+        403,
+    )
 
 
 async def _next(socket: web.WebSocketResponse, timeout_s: float) -> Frame | None:
@@ -219,9 +258,11 @@ class Calls(Protocol):
     def add_to(self, app: web.Application) -> None: ...
 
 
-def peer_app(reception: Reception, health: Health, *calls: Calls) -> web.Application:
+def peer_app(
+    reception: Reception, health: Health, *calls: Calls, guards: Iterable[Middleware] = ()
+) -> web.Application:
     """The application of the peer listener."""
-    app = web.Application(client_max_size=MAX_FRAME_BYTES)
+    app = web.Application(client_max_size=MAX_FRAME_BYTES, middlewares=guards)
     app.router.add_get(PATH, reception.serve)
     app.router.add_get("/health", health.answer)
     for each in calls:

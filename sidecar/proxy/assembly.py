@@ -24,6 +24,7 @@ from sidecar.proxy.gate import Gate
 from sidecar.proxy.looking import Looking
 from sidecar.proxy.settling import Settling
 from sidecar.proxy.writes import Behind, Writes
+from sidecar.security.app_keys import AppKeys
 from sidecar.store.proxy_store import Held, ProxyStore
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,14 @@ class ProxyParts(NamedTuple):
     forwarder: Forwarder
     answers: Answers
     metrics: Metrics
+    keys: AppKeys | None = None
 
 
 class Proxy:
     """The database behind a node. Use as an async context manager; `loops` are to run meanwhile."""
 
     def __init__(self, settings: DatabaseSettings, parts: ProxyParts) -> None:
-        config, partitions, forwarder, answers, metrics = parts
+        config, partitions, forwarder, answers, metrics, keys = parts
         self.dialect = dialect_of(settings, config.this_node.region)
         self.database = Database(
             settings.url,
@@ -83,6 +85,7 @@ class Proxy:
             behind=self.behind,
             writes=writes,
             passes_unknown=settings.on_unknown == "pass",
+            keys=keys,
         )
 
     def behind(self, here: Served) -> Behind | None:

@@ -37,7 +37,7 @@ KEEPALIVE_S = 4.0
 meets its end may have been carried out or not."""
 
 
-_DROPPED = HOP_BY_HOP | {b"x-served-by"}
+_DROPPED = HOP_BY_HOP | {b"x-served-by", b"x-sidecar-from-database"}
 
 
 class Answer(NamedTuple):

@@ -17,7 +17,7 @@ from sidecar import request_ids
 from sidecar.api import headers, waits
 from sidecar.api.answers import Answers, Route
 from sidecar.api.listener import AppListener, WhileClientStays
-from sidecar.api.native import ANSWERS, serve_looks
+from sidecar.api.native import ANSWERS, OF_APPLICATIONS, serve_looks
 from sidecar.api.served import Partitions, Served
 from sidecar.core.concern import WriteConcern
 from sidecar.core.router import RequestType
@@ -34,9 +34,10 @@ from sidecar.hops import (
     sending,
     target_of,
 )
-from sidecar.peer.forward import DATABASE_PREFIX, FROM_DATABASE, Forwarder
+from sidecar.peer.forward import DATABASE_PREFIX, FROM_DATABASE, NOT_OF_NODE, Forwarder
 from sidecar.proxy.database import Answer, Asked, Database, Dropped, NotSent, passing, read
 from sidecar.proxy.writes import Behind, Writes
+from sidecar.security.app_keys import AppKeys
 from sidecar.store.calls import Written
 
 log = logging.getLogger(__name__)
@@ -89,15 +90,18 @@ class Front:
         behind: Callable[[Served], Behind | None],
         writes: Writes | None,
         passes_unknown: bool,
+        keys: AppKeys | None = None,
     ) -> None:
         """behind: what stands between a partition and the database. writes: None where nothing is
         replicated. passes_unknown: what the dialect does not know goes to the database, too.
+        keys: what applications show; None: nothing.
         """
         self._partitions, self._dialect, self._database = partitions, dialect, database
         self._forwarder, self._answers, self._behind = forwarder, answers, behind
         self._writes, self._passes_unknown = writes, passes_unknown
         self._served_by = (b"X-Served-By", answers.served_by.encode())
         self._issued = Issued()
+        self._keys = keys
         self.misunderstood = 0
 
     # -- where it is served -----------------------------------------------------------------------
@@ -105,6 +109,8 @@ class Front:
     async def from_application(self, request: web.Request) -> web.StreamResponse:
         """A request of an application."""
         came = self._came(request, target_of(request))
+        if self._keys is not None:
+            self._keys.check(request, came.tenant or None)
 
         async def here(_: web.Request) -> web.StreamResponse:
             return await self._here(came)
@@ -129,7 +135,7 @@ class Front:
         else:
             with WhileClientStays(request):
                 answer = await self._here(came)
-        if answer.status == 503 and isinstance(answer, Passed):
+        if answer.status in NOT_OF_NODE and isinstance(answer, Passed):
             # It may have been carried out all the same.
             answer.head.append((FROM_DATABASE, b"yes"))
         return answer
@@ -308,8 +314,8 @@ def proxy_listener(
     answers = native[ANSWERS]
     for path, probe in probes.items():
         app.router.add_get(path, probe, allow_head=True)
-    for one in (app, peer):
-        serve_looks(one, native)
+    serve_looks(app, native, OF_APPLICATIONS)
+    serve_looks(peer, native)
     app.on_shutdown.extend(native.on_shutdown)
     own = {resource.canonical for resource in app.router.resources()}
     to_database = answers.guarded(front.from_application)

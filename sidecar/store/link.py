@@ -13,6 +13,7 @@ from redis.asyncio.connection import BlockingConnectionPool, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AuthenticationError,
     BusyLoadingError,
     NoScriptError,
     RedisError,
@@ -114,6 +115,9 @@ class Link:
             except (ResponseError, BusyLoadingError) as error:
                 # An answer: the connection is as good as before.
                 raise _translate(error) from error
+            except AuthenticationError as error:
+                await self.close()
+                raise _not_let_in(error) from error
             except (RedisError, OSError, TimeoutError) as error:
                 await self.close()
                 raise Unavailable(
@@ -134,6 +138,9 @@ class Link:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._connection.connect()
+        except AuthenticationError as error:
+            await self.close()
+            raise _not_let_in(error) from error
         except (RedisError, OSError, TimeoutError) as error:
             await self.close()
             raise Unavailable(
@@ -182,6 +189,11 @@ async def info_of(link: Link, section: str, name: str) -> str:
     info = (await link.call("INFO", section)).decode()
     lines = (line.partition(":") for line in info.splitlines())
     return next((value.strip() for key, _, value in lines if key == name), "")
+
+
+def _not_let_in(error: AuthenticationError) -> Unavailable:
+    is_asked = "required" in str(error)
+    return Unavailable("store_unavailable", _SERVER_CANNOT["NOAUTH" if is_asked else "WRONGPASS"])
 
 
 def _translate(error: RedisError) -> Exception:

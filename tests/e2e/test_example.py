@@ -7,6 +7,7 @@ pasted here, with the ports of this test.
 import contextlib
 import http.client
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from typing import NamedTuple
 
 import pytest
 
+from examples.documents.permissions import Change
+from examples.documents.shelf import Shelf
 from tests.e2e.conftest import MakeWorld
 from tests.servers import free_ports
 from tests.waiting import wait_until
-from tests.world import HOST, ROOT, Node, Pace, World, clean_environ
+from tests.world import HOST, ROOT, Node, Pace, World, clean_environ, sidecar_command
 
 FAR = Pace(there_s=0.05, back_s=0.05)
 README = ROOT / "examples" / "documents" / "README.md"
@@ -34,10 +37,13 @@ class Said(NamedTuple):
 class Instance:
     """The application in one region, beside the sidecar of that region."""
 
-    def __init__(self, node: Node, shelf: Path) -> None:
+    def __init__(self, line: str, node: Node, shelf: Path) -> None:
         (self.port,) = free_ports(1)
-        where = ["--port", str(self.port), "--sidecar", node.url, "--shelf", str(shelf)]
-        command = [sys.executable, "-m", "examples.documents", *where]
+        program, *words = shlex.split(line)
+        assert program == ".venv/bin/python"
+        command = [sys.executable, *words]
+        for option, here in (("port", self.port), ("sidecar", node.url), ("shelf", shelf)):
+            command[command.index(f"--{option}") + 1] = str(here)
         self.log = shelf.with_suffix(f".{node.name}.log")
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
@@ -69,9 +75,10 @@ class Instance:
 
 
 class Regions(NamedTuple):
-    """us and eu: the application there."""
+    """us and eu: the application there; shelf: the file of both."""
 
     world: World
+    shelf: Path
     us: Instance
     eu: Instance
 
@@ -81,13 +88,16 @@ def regions(make_world: MakeWorld, tmp_path: Path) -> Iterator[Regions]:
     world = make_world(replication={"probe_interval_max_s": 1}).start()
     for link in world.links:
         link.slow(FAR)
+    shelf = tmp_path / "shelf.sqlite"
+    lines = re.findall(r"^\S+ -m examples\.documents .*", README.read_text(), re.MULTILINE)
     with contextlib.ExitStack() as stack:
-        instances = [Instance(node, tmp_path / "shelf.sqlite") for node in world.nodes]
+        places = zip(lines, world.nodes, strict=True)
+        instances = [Instance(line, node, shelf) for line, node in places]
         for instance in instances:
             stack.callback(instance.end)
         for instance in instances:
             instance.wait_until_serving()
-        yield Regions(world, *instances)
+        yield Regions(world, shelf, *instances)
 
 
 def decides(node: Node, user: str, document: str) -> bool:
@@ -118,14 +128,19 @@ def walk_of(readme: str) -> tuple[str, list[str]]:
 
 def test_the_walk_of_the_readme_answers_what_it_says(regions: Regions, tmp_path: Path) -> None:
     pasted, expected = walk_of(README.read_text(encoding="utf-8"))
-    assert len(expected) >= 7
-    for port, instance in (("8180", regions.us), ("8190", regions.eu)):
-        pasted = pasted.replace(f":{port}/", f":{instance.port}/")
+    assert len(expected) >= 12
+    us, eu = regions.world.nodes
+    ports = {8180: regions.us.port, 8190: regions.eu.port, 8082: us.admin_port, 8090: eu.app_port}
+    for said, here in ports.items():
+        assert f":{said}" in pasted
+        pasted = pasted.replace(f":{said}", f":{here}")
+    pasted = pasted.replace(".venv/bin/sidecar", shlex.join(sidecar_command()))
     environ = clean_environ()
     if shutil.which("curl") is None:
         environ["PATH"] = f"{curl_of_python(tmp_path)}:{environ['PATH']}"
     walked = subprocess.run(
         ["sh", "-eu", "-c", pasted],
+        cwd=ROOT,
         env=environ,
         capture_output=True,
         text=True,
@@ -133,33 +148,40 @@ def test_the_walk_of_the_readme_answers_what_it_says(regions: Regions, tmp_path:
         check=False,
     )
     assert (walked.stderr, walked.returncode) == ("", 0)
-    # A text ends as it was written, without a new line.
-    assert walked.stdout.replace("\n", "") == "".join(expected)
+    assert walked.stdout.splitlines() == expected
+
+
+CURL = """\
+import argparse, time, urllib.error, urllib.request
+parser = argparse.ArgumentParser()
+for name in ("-X", "-d", "-w", "--retry"):
+    parser.add_argument(name)
+for name in ("-sS", "-sf"):
+    parser.add_argument(name, action="store_true")
+parser.add_argument("-H", action="append")
+parser.add_argument("url")
+got = parser.parse_args()
+headers = dict(header.split(": ") for header in got.H)
+body = None if got.d is None else got.d.encode()
+request = urllib.request.Request(got.url, body, headers, method=got.X)
+for left in reversed(range(int(got.retry or 0) + 1)):
+    try:
+        response = urllib.request.urlopen(request, timeout=30)
+        break
+    except urllib.error.HTTPError as refused:
+        response = refused
+        if refused.status != 503:
+            break
+    time.sleep(1 if left else 0)
+print(response.read().decode(), end="")
+print((got.w or "").replace("%{http_code}", str(response.status)).replace("\\\\n", "\\n"), end="")
+"""
 
 
 def curl_of_python(folder: Path) -> Path:
-    """A stand-in for machines without curl: what the walk needs of it, and no more."""
+    """A folder with a stand-in for machines without curl: what the walk needs of it, no more."""
     file = folder / "curl"
-    file.write_text(
-        f"#!{sys.executable}\n"
-        "import argparse, urllib.error, urllib.request\n"
-        "parser = argparse.ArgumentParser()\n"
-        "for name in ('-X', '-H', '-d', '-w'):\n"
-        "    parser.add_argument(name)\n"
-        "parser.add_argument('-sS', action='store_true')\n"
-        "parser.add_argument('url')\n"
-        "got = parser.parse_args()\n"
-        "headers = dict([got.H.split(': ')])\n"
-        "body = None if got.d is None else got.d.encode()\n"
-        "request = urllib.request.Request(got.url, body, headers, method=got.X)\n"
-        "try:\n"
-        "    response = urllib.request.urlopen(request, timeout=30)\n"
-        "except urllib.error.HTTPError as refused:\n"
-        "    response = refused\n"
-        "print(response.read().decode(), end='')\n"
-        "if got.w:\n"
-        "    print(response.status)\n"
-    )
+    file.write_text(f"#!{sys.executable}\n{CURL}")
     file.chmod(0o755)
     return folder
 
@@ -176,7 +198,7 @@ def test_the_stand_in_for_curl_walks_as_well(
 
 def test_a_region_that_has_not_heard_of_a_revocation_does_not_grant(regions: Regions) -> None:
     """The new enemy: without the token the cut region says yes, with it nobody is let in."""
-    world, us, eu = regions
+    world, _, us, eu = regions
     document = shared_with_bob(us)
     assert eu.ask("GET", f"/{document}", "bob") == (200, "the plan")
     world.cut()
@@ -197,7 +219,7 @@ def test_a_region_that_has_not_heard_of_a_revocation_does_not_grant(regions: Reg
 def test_a_revocation_that_waits_for_all_regions_says_when_they_do_not_have_it(
     regions: Regions,
 ) -> None:
-    world, us, eu = regions
+    world, _, us, eu = regions
     document = shared_with_bob(us)
     world.settle()
     world.cut()
@@ -212,7 +234,7 @@ def test_a_revocation_that_waits_for_all_regions_says_when_they_do_not_have_it(
 
 def test_a_region_that_is_down_denies_and_says_that_it_cannot_tell(regions: Regions) -> None:
     """The sidecar of the region is away: no answer is no yes."""
-    world, us, eu = regions
+    world, _, us, eu = regions
     document = shared_with_bob(us)
     world.nodes[1].kill()
     assert eu.ask("GET", f"/{document}", "alice").status == 503
@@ -224,7 +246,7 @@ def test_what_was_lost_with_a_region_lets_nobody_in_until_its_owner_starts_afres
     regions: Regions,
 ) -> None:
     """A revocation that no other region had heard of goes with the disk that it was on."""
-    world, us, eu = regions
+    world, _, us, eu = regions
     document = shared_with_bob(us)
     world.settle()
     world.cut()
@@ -250,8 +272,51 @@ def test_what_was_lost_with_a_region_lets_nobody_in_until_its_owner_starts_afres
 # -- tokens ----------------------------------------------------------------------------------------
 
 
+def tokens_of(shelf: Path, document: str) -> list[str]:
+    with contextlib.closing(Shelf(shelf)) as opened:
+        found = opened.get(document)
+    assert found is not None
+    return found.tokens
+
+
+def test_the_token_of_a_change_takes_the_place_of_those_it_was_checked_with(
+    regions: Regions,
+) -> None:
+    """So that in turns, in whatever region, a document has one: each names all before it."""
+    _, shelf, us, eu = regions
+    document = shared_with_bob(us)
+    seen = tokens_of(shelf, document)
+    for instance, user in ((eu, "carol"), (us, "dave"), (eu, "erin")):
+        assert instance.ask("PUT", f"/{document}/viewers/{user}", "alice").status == 204
+        (token,) = tokens_of(shelf, document)
+        assert token not in seen
+        seen.append(token)
+    for user in ("bob", "carol", "dave", "erin"):
+        assert us.ask("GET", f"/{document}", user) == (200, "the plan")
+
+
+def test_neither_of_two_changes_at_once_forgets_the_token_of_the_other(tmp_path: Path) -> None:
+    file = tmp_path / "shelf.sqlite"
+    with contextlib.closing(Shelf(file)) as us, contextlib.closing(Shelf(file)) as eu:
+        us.put("one", "the plan", "created")
+        checked_with = [us.get("one"), eu.get("one")]
+        for shelf, document, token in zip((us, eu), checked_with, ("there", "here"), strict=True):
+            assert document is not None
+            shelf.note("one", token, document.tokens)
+        assert tokens_of(file, "one") == ["there", "here"]
+        us.note("one", "next", ["there", "here"])
+        assert tokens_of(file, "one") == ["next"]
+
+
+def test_a_token_covers_only_what_its_own_node_has_been_asked_for() -> None:
+    change = Change("token", "us-west-1/node1", is_everywhere=False)
+    assert change.covered(["old"], ["us-west-1/node1"]) == ["old"]
+    for nodes in (["eu-central-1/node2"], ["us-west-1/node1", "eu-central-1/node2"], []):
+        assert not change.covered(["old"], nodes)
+
+
 def test_strangers_may_nothing_and_names_are_checked(regions: Regions) -> None:
-    _, us, eu = regions
+    _, _, us, eu = regions
     document = shared_with_bob(us)
     for user in ("bob", "carol"):
         assert eu.ask("PUT", f"/{document}", user, "mine").status == 403

@@ -1,5 +1,6 @@
 """A Redis that is not there, comes, goes and comes back: said clearly, and mended by itself."""
 
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,29 @@ def test_an_embedded_redis_that_is_killed_is_started_again(make_world: MakeWorld
         us.insert(*documents([100 + number]))
     world.settle()
     assert us.triples() == eu.triples() == set(documents(range(103)))
+
+
+@pytest.mark.parametrize(
+    ("user", "said"), [("", "asks for a password"), (":wrong@", "refuses the password")]
+)
+def test_a_redis_that_does_not_let_it_in_is_waited_for(
+    make_world: MakeWorld, own_redis: OwnRedis, user: str, said: str
+) -> None:
+    """A password may be mended on either side; which it is, is said."""
+    address = ("--port", str(own_redis.port), "--bind", HOST)
+    locked = start_valkey(own_redis.folder, args=address)
+    own_redis.running.append(locked)
+    locked.call("CONFIG", "SET", "requirepass", "right")
+    (node,) = make_world(1).nodes
+    node.environ["INFERADB__REDIS__URL"] = f"redis://{user}{HOST}:{own_redis.port}"
+    node.begin()
+    wait_until(lambda: said in str(node.status == 503 and node.health().body), "it says why")
+    assert node.is_running
+    mended = "CONFIG SET requirepass wrong" if user else "ACL SETUSER default nopass"
+    with socket.create_connection((HOST, own_redis.port)) as client:
+        client.sendall(f"AUTH right\r\n{mended}\r\n".encode())
+        wait_until(lambda: client.recv(100), "it is mended")
+    node.wait_until_serving()
 
 
 def test_a_redis_that_may_evict_is_refused(make_world: MakeWorld, own_redis: OwnRedis) -> None:

@@ -222,6 +222,18 @@ def test_whether_a_node_is_ready_is_asked_when_somebody_looks() -> None:
     assert [shown(metrics)["inferadb_sidecar_ready"] for _ in range(2)] == [0, 1]
 
 
+def test_nothing_is_left_of_a_target_that_has_gone() -> None:
+    metrics = Metrics()
+    metrics.has_targets({"eu1": lambda: 0.0, "ap1": lambda: 0.0})
+    for target in ("eu1", "ap1"):
+        metrics.sent(target, 1)
+        metrics.acknowledged(target, 1, 0.1)
+        metrics.failed(target)
+    metrics.has_targets({"eu1": lambda: 0.0})
+    assert not [name for name in shown(metrics) if "ap1" in name]
+    assert shown(metrics)[PREFIX + "attempts_total"] == 2, "what was, was"
+
+
 def test_two_nodes_of_one_process_count_apart() -> None:
     us, eu = Metrics(), Metrics()
     us.wrote()

@@ -1,0 +1,1 @@
+"""Who may talk to a node, and how that is proved."""
