@@ -15,6 +15,7 @@ from sidecar.core.topology import ReplicationStrategy
 from sidecar.openapi import (
     COUNT,
     DIGITS,
+    EVENTS,
     FLAG,
     NUMBER,
     TEXT,
@@ -54,6 +55,7 @@ _TARGET = shape(
         "paused": FLAG,
         "acknowledged": DIGITS,
         "cursor": DIGITS,
+        "heard_ms_ago": maybe(COUNT),
         "lag_ms": NUMBER,
         "lag_transactions": maybe(COUNT),
         "backlog": maybe(COUNT),
@@ -154,6 +156,9 @@ CALLS: Final = (
     SELF,
     Call("GET", "/status", "How this node does.", ref("Status"), (503,)),
     Call("GET", "/deployment", "How all nodes do, as this one sees them.", _DEPLOYMENT, (503,)),
+    Call("GET", "/", "The dashboard, a page for people.", TEXT, media="text/html"),
+    Call("GET", "/dashboard", "The same.", TEXT, media="text/html"),
+    Call("GET", "/events", "What the dashboard shows, live.", TEXT, (503,), media=EVENTS),
     Call(
         "GET",
         "/conflicts",

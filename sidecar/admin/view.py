@@ -33,6 +33,7 @@ class LinkState(StrEnum):
     LATE = "late"
     TRANSFER = "transfer"
     STALE = "stale"
+    PAUSED = "paused"
     UNKNOWN = "unknown"
     SILENT = "silent"
     CUT = "cut"
@@ -42,12 +43,15 @@ WORST_LAST = tuple(LinkState)
 
 
 class NodeState(StrEnum):
-    """How a node does, as far as the asking one can tell."""
+    """How a node does, as far as the asking one can tell; apart: it cannot be asked from there,
+    and others have sessions with it.
+    """
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     UNHEALTHY = "unhealthy"
     SILENT = "silent"
+    APART = "apart"
     UNREACHABLE = "unreachable"
 
 
@@ -78,6 +82,7 @@ def deployment(
     """
     nodes = [node_shown(one, is_me=one.node.id == me) for one in seen]
     links = [link for one in seen for link in links_of(one, targets.get(one.node.id, ()))]
+    _part(nodes, links)
     parked = [row for one in seen for row in _parked_of(one)]
     shown = {
         "asked_by": me,
@@ -90,6 +95,18 @@ def deployment(
     states = [f"{node['id']}={node['state']}" for node in nodes]
     states += [f"{link['from']}>{link['to']}={link['state']}" for link in links]
     return shown, " ".join(states)
+
+
+def _part(nodes: Sequence[JsonObject], links: Sequence[JsonObject]) -> None:
+    """Note of those that do not answer who reaches them all the same."""
+    is_lost = {"cut", "silent", "unknown", "paused"}
+    for node in nodes:
+        node["reached_by"] = []
+        if node["state"] in (NodeState.SILENT, NodeState.UNREACHABLE):
+            reaching = (link for link in links if link["to"] == node["id"])
+            node["reached_by"] = [one["from"] for one in reaching if one["state"] not in is_lost]
+            if node["reached_by"]:
+                node["state"] = NodeState.APART.value
 
 
 def node_shown(seen: Seen, *, is_me: bool = False) -> JsonObject:
@@ -151,7 +168,7 @@ def _link(seen: Seen, target: str, told: Sequence[JsonObject]) -> JsonObject:
 
 def _link_state(told: Mapping[str, Any], age_ms: float) -> LinkState:
     if not told.get("connected"):
-        return LinkState.CUT
+        return LinkState.PAUSED if told.get("paused") else LinkState.CUT
     if (_number(told.get("heard_ms_ago")) or 0) + age_ms > SILENT_MS:
         return LinkState.SILENT
     lag_ms = _number(told.get("lag_ms")) or 0

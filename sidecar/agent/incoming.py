@@ -125,7 +125,7 @@ class Incoming:
 
     def _check(self) -> None:
         if self._is_over:
-            raise Unavailable("session_replaced", f"{self.node} has a newer session here")
+            raise Unavailable("session_replaced", f"this session with {self.node} has ended here")
         if self._store.origin != self._own_origin:
             raise Unavailable("new_incarnation", f"{self._me.node} has begun a new incarnation")
         self._peers.refuse_removed(self.node, {"born": self._born})

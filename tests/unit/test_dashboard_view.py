@@ -91,9 +91,21 @@ def test_a_node_has_the_word_that_fits_what_it_says() -> None:
         assert node_shown(one)["state"] == word
 
 
+def test_a_node_that_others_reach_is_not_called_gone() -> None:
+    """Only the way from here is cut: whoever looks elsewhere sees it."""
+    silent = Seen(THERE, None, None, "no answer")
+
+    def state(told: dict[str, Any]) -> tuple[str, list[str]]:
+        shown, _ = deployment([seen(told), silent], {}, "node3")
+        return shown["nodes"][1]["state"], shown["nodes"][1]["reached_by"]
+
+    assert state(status()) == (NodeState.APART, ["node1"])
+    assert state(status(target(connected=False))) == (NodeState.UNREACHABLE, [])
+
+
 def test_figures_of_all_partitions_add_up_and_who_holds_back_collection_is_named_once() -> None:
-    held = {"collection": {"held_by": "node2"}, "unsettled": 3, "feed_length": 10}
-    idle = {"collection": {"held_by": "node3"}, "unsettled": 0, "feed_length": 5}
+    held: dict[str, Any] = {"collection": {"held_by": "node2"}, "unsettled": 3, "feed_length": 10}
+    idle: dict[str, Any] = {"collection": {"held_by": "node3"}, "unsettled": 0, "feed_length": 5}
     node = node_shown(seen(status(**held, partitions={"a": held, "b": idle})))
     assert (node["unsettled"], node["feed_length"], node["held_by"]) == (6, 25, ["node2"])
 
@@ -113,30 +125,16 @@ def test_only_so_many_parked_transactions_and_so_long_texts_are_shown() -> None:
     assert len(shown["parked"][0]["reason"]) == MAX_TEXT
 
 
+WORDS = (
+    *("targets", "node2", "lag_ms", "connected", "transfers_out", "buckets", "of", "partitions"),
+    *("reasons", "parked", "database", "regions", "collection", "held_by", "unsettled"),
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                [
-                    "targets",
-                    "node2",
-                    "lag_ms",
-                    "partitions",
-                    "reasons",
-                    "parked",
-                    "database",
-                    "regions",
-                    "collection",
-                    "held_by",
-                    "transfers_out",
-                    "buckets",
-                    "of",
-                    "unsettled",
-                    "connected",
-                ]
-            ),
+            st.sampled_from(WORDS),
             inner,
             max_size=6,
         )

@@ -20,16 +20,16 @@ export function mapHeight(width, regions) {
 export function places(regions, width, height) {
   const node = nodeRadius(width, regions.length);
   const biggest = Math.max(...regions.map((region) => regionRadius(region.nodes.length, node)), 0);
-  const middle = { x: width / 2, y: height / 2 - 10 };
-  // Below each region stands its name, and beside it may stand half of it.
+  const middle = { x: width / 2, y: regions.length > 2 ? height / 2 : height / 2 - 10 };
+  // Above or below each region stands its name, and beside it may stand half of it.
   const rx = Math.min(Math.max(width / 2 - Math.max(biggest + 10, 58), 40), regions.length === 2 ? 320 : 560);
-  const ry = Math.max(height / 2 - biggest - 30, 40);
+  const ry = Math.max(height / 2 - biggest - 34, 40);
   return new Map(regions.map((region, index) => {
     const r = regionRadius(region.nodes.length, node);
     if (regions.length === 1) return [region.id, { ...middle, r }];
     const start = regions.length === 2 ? Math.PI : -Math.PI / 2;
     const angle = start + (2 * Math.PI * index) / regions.length;
-    return [region.id, { x: middle.x + rx * Math.cos(angle), y: middle.y + ry * Math.sin(angle), r }];
+    return [region.id, { x: middle.x + rx * Math.cos(angle), y: middle.y + ry * Math.sin(angle), r, isOnTop: regions.length > 2 && Math.sin(angle) < -0.1 }];
   }));
 }
 
@@ -47,7 +47,7 @@ export function within(place, count, node) {
 export function curve(from, to, share = 0.16) {
   const dx = to.x - from.x, dy = to.y - from.y;
   const distance = Math.hypot(dx, dy) || 1;
-  const bend = Math.min(Math.max(distance * share, 16), 70);
+  const bend = Math.min(Math.max(distance * share, 9), 70);
   const control = {
     x: (from.x + to.x) / 2 + (dy / distance) * bend * 1.6,
     y: (from.y + to.y) / 2 - (dx / distance) * bend * 1.6,

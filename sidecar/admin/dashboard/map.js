@@ -3,20 +3,21 @@
 
 import { byId, el, Keyed, replace, say, set, svg } from "./dom.js";
 import { curve, mapHeight, nodeRadius, places, round, within } from "./layout.js";
-import { bundle, byPair, duration, GONE, linkLabel, LINK_WORDS, NODE_WORDS, number, TROUBLE } from "./words.js";
+import { bundle, byPair, duration, GONE, UNASKED, linkLabel, LINK_WORDS, NODE_WORDS, number, TROUBLE } from "./words.js";
 
 const MAX_LABELS = 10;
 const CALM_LABELS = 6;  // so few links all have their lag beside them
+const DENSE = 20;       // of so many, those that are well stay in the background
 
 export class DeploymentMap {
   constructor() {
     this.root = byId("map");
     this.detail = byId("detail");
     this.canvas = svg("svg", { role: "group", "aria-labelledby": "map-title", "aria-describedby": "map-help" });
-    const layers = ["regions", "links", "nodes", "labels"].map((name) => svg("g", { class: name }));
+    const layers = ["regions", "links", "nodes", "names", "labels"].map((name) => svg("g", { class: name }));
     this.canvas.append(...layers);
     this.root.append(this.canvas);
-    [this.regions, this.links, this.nodes, this.labels] = layers.map((layer) => new Keyed(layer));
+    [this.regions, this.links, this.nodes, this.names, this.labels] = layers.map((layer) => new Keyed(layer));
     this.told = null;
     this.current = null;  // the key of the item that Tab leads to
     this.shown = null;    // the key of the item whose details stand beside
@@ -70,26 +71,30 @@ export class DeploymentMap {
   }
 
   drawRegions(regions, at) {
-    const primary = this.told.primary;
-    this.regions.show(regions.map((region) => region.id), () => svg("g", {},
-      svg("circle", { class: "disc" }), ...["name", "role", "ids"].map((name) => svg("text", { class: name, "text-anchor": "middle" }))),
-    (group, id) => {
-      const place = at.get(id), [disc, name, role, ids] = group.children;
-      const nodes = this.told.nodes.filter((node) => node.region === id);
-      set(group, "data-state", nodes.every((node) => GONE.has(node.state)) ? "gone" : "there");
+    const nodesOf = new Map(regions.map((region) => [region.id, region.nodes]));
+    const ids = regions.map((region) => region.id);
+    this.regions.show(ids, () => svg("circle", { class: "disc" }), (disc, id) => {
+      const place = at.get(id);
+      set(disc, "data-state", nodesOf.get(id).every((node) => GONE.has(node.state)) ? "gone" : "there");
       set(disc, "cx", round(place.x)); set(disc, "cy", round(place.y)); set(disc, "r", place.r);
-      set(name, "x", round(place.x)); set(name, "y", round(place.y + place.r + 15));
+    });
+    this.names.show(ids, () => svg("g", {}, ["name", "ids"].map((name) => svg("text", { class: name, "text-anchor": "middle" }))), (group, id) => {
+      const place = at.get(id), [name, below] = group.children, nodes = nodesOf.get(id);
+      const y = place.isOnTop ? place.y - place.r - 20 : place.y + place.r + 15;
+      set(name, "x", round(place.x)); set(name, "y", round(y));
+      set(below, "x", round(place.x)); set(below, "y", round(y + 13));
       say(name, id);
-      set(ids, "x", round(place.x)); set(ids, "y", round(place.y + place.r + 28));
-      say(ids, nodes.length === 1 ? nodes[0].id : `${nodes.length} nodes`);
-      set(role, "x", round(place.x)); set(role, "y", round(place.y - place.r - 6));
-      say(role, primary === id ? "primary" : "");
+      say(below, `${nodes.length === 1 ? nodes[0].id : `${nodes.length} nodes`}${this.told.primary === id ? " · primary" : ""}`);
+      set(below, "data-primary", this.told.primary === id);
     });
   }
 
   drawLinks(at, nodeAt) {
     const isCalm = this.bundles.size <= CALM_LABELS;
-    const troubled = [...this.bundles].filter(([, one]) => TROUBLE.has(one.state) || one.state === "transfer");
+    const isDense = this.bundles.size > DENSE;
+    set(this.canvas, "data-dense", isDense);
+    // A cut is a cross on the line: among many links that says it.
+    const troubled = [...this.bundles].filter(([, one]) => ["stale", "paused", "silent", "transfer"].includes(one.state));
     const labelled = new Set((isCalm ? [...this.bundles] : troubled.length <= MAX_LABELS ? troubled : [])
       .filter(([, one]) => !one.isInner).map(([key]) => key));
     // What is wrong is drawn last, above what is not.
@@ -97,7 +102,7 @@ export class DeploymentMap {
     const curves = new Map(order.map((key) => {
       const one = this.bundles.get(key);
       const ends = one.isInner ? nodeAt : at;
-      return [key, curve(ends.get(one.from) ?? { x: 0, y: 0, r: 0 }, ends.get(one.to) ?? { x: 0, y: 0, r: 0 })];
+      return [key, curve(ends.get(one.from) ?? { x: 0, y: 0, r: 0 }, ends.get(one.to) ?? { x: 0, y: 0, r: 0 }, isDense ? 0.07 : 0.16)];
     }));
     this.links.show(order, (key) => svg("g", { class: "link", role: "button", "data-key": key },
       svg("path", { class: "reach" }), svg("path", { class: "line" }), svg("path", { class: "arrow" })),
@@ -105,12 +110,12 @@ export class DeploymentMap {
       const one = this.bundles.get(key), drawn = curves.get(key);
       const [reach, line, arrow] = group.children;
       set(group, "data-state", one.state);
-      set(group, "data-dim", this.isDimmed(one));
+      this.light(group, one);
       set(group, "data-inner", one.isInner);
       set(group, "aria-label", this.linkText(one));
       set(reach, "d", drawn.path); set(line, "d", drawn.path);
       const isBroken = one.state === "cut";
-      set(arrow, "d", isBroken ? "M-5-5L5 5M-5 5L5-5" : "M-5-4.5L6 0L-5 4.5Z");
+      set(arrow, "d", isBroken ? "M-5-5L5 5M-5 5L5-5" : one.state === "paused" ? "M-4-5V5M4-5V5" : "M-5-4.5L6 0L-5 4.5Z");
       set(arrow, "transform", `translate(${round(drawn.arrow.x)} ${round(drawn.arrow.y)}) rotate(${round(isBroken ? 0 : drawn.arrow.angle)})`);
     });
     this.labels.show(order.filter((key) => labelled.has(key)), () => svg("text", { class: "label", "text-anchor": "middle", "aria-hidden": "true" }),
@@ -143,11 +148,18 @@ export class DeploymentMap {
     return `${one.from} to ${one.to}: ${LINK_WORDS[one.state]}${count}${lag}`;
   }
 
-  isDimmed(one) {
-    const [kind, id] = (this.hovered ?? "").split(" ");
-    if (kind !== "node") return false;
+  // Whether it belongs to the node that is pointed at or chosen; null: none is.
+  isLit(one) {
+    const [kind, id] = (this.hovered ?? this.shown ?? "").split(" ");
+    if (kind !== "node") return null;
     const region = this.told.nodes.find((node) => node.id === id)?.region;
-    return !one.isInner && one.from !== region && one.to !== region;
+    return one.isInner || one.from === region || one.to === region;
+  }
+
+  light(group, one) {
+    const isLit = this.isLit(one);
+    set(group, "data-dim", isLit === false);
+    set(group, "data-lit", isLit === true);
   }
 
   // -- reaching them ---------------------------------------------------------------------------
@@ -179,17 +191,20 @@ export class DeploymentMap {
   choose(key) {
     this.shown = key;
     if (key) this.current = key;
-    this.hover(null);
+    this.hovered = null;
+    this.relight();
     this.moveTabStop();
+    this.showDetail();
+  }
+
+  relight() {
+    for (const [key, group] of this.links.byKey) this.light(group, this.bundles.get(key));
   }
 
   hover(key) {
     if (this.hovered === key) return this.showDetail();
     this.hovered = key;
-    for (const [name, one] of this.bundles ?? []) {
-      const element = this.element(name);
-      if (element) set(element, "data-dim", this.isDimmed(one));
-    }
+    this.relight();
     this.showDetail();
   }
 
@@ -210,7 +225,7 @@ export class DeploymentMap {
       el("h3", {}, "This deployment"),
       list([
         ["regions", number(this.told.regions.length)],
-        ["nodes", `${number(this.told.nodes.filter((one) => !GONE.has(one.state)).length)} of ${number(this.told.nodes.length)} answer`],
+        ["nodes", `${number(this.told.nodes.filter((one) => !UNASKED.has(one.state)).length)} of ${number(this.told.nodes.length)} answer`],
         ["links", `${number(this.told.links.filter((link) => !TROUBLE.has(link.state) && link.state !== "unknown").length)} of ${number(this.told.links.length)} up`],
         ["worst lag", lags.length ? duration(Math.max(...lags)) : "–"],
         ["on the way", `${number(waits)} transactions`],
@@ -225,6 +240,7 @@ const SIGNS = {
   degraded: "M0-6V1.5M0 5V5.6",
   unhealthy: "M-4.5-4.5L4.5 4.5M-4.5 4.5L4.5-4.5",
   silent: "M-5 0H-4.6M-0.2 0H0.2M4.6 0H5",
+  apart: "M-3.2-2.4C-3.2-6.6 3.4-6.6 3.2-2.4C3.1-0.4 0-0.4 0 2.2M0 5.4V5.7",
   unreachable: "M-4.5-4.5L4.5 4.5M-4.5 4.5L4.5-4.5",
 };
 
@@ -252,7 +268,7 @@ function nodeDetail(node) {
       ["peer listener", node.endpoint],
       ["release", node.release],
       ["phase", node.phase],
-      ["last answer", GONE.has(node.state) && node.answered_ms_ago !== null ? `${duration(node.answered_ms_ago)} ago` : null],
+      ["last answer", UNASKED.has(node.state) && node.answered_ms_ago !== null ? `${duration(node.answered_ms_ago)} ago` : null],
       ["feed", node.feed_length === null ? null : `${number(node.feed_length)} transactions`],
       ["unsettled", node.unsettled === null ? null : `${number(node.unsettled)} tuples`],
       ["database", database ? `${database.dialect ?? "?"}, ${database.away_because ? "away" : "up"}` : null],
@@ -281,8 +297,11 @@ function linkDetail(one) {
 }
 
 export function showLegend() {
-  byId("legend").replaceChildren(...["fresh", "late", "stale", "transfer", "silent", "cut", "unknown"].map((state) =>
+  byId("legend").replaceChildren(...["fresh", "late", "stale", "transfer", "paused", "silent", "cut", "unknown"].map((state) =>
     el("li", {}, svg("svg", { viewBox: "0 0 40 12", class: "swatch link", "data-state": state, "aria-hidden": "true" },
       svg("path", { class: "line", d: "M1 6H39" }),
-      svg("path", { class: "arrow", d: state === "cut" ? "M15 1L25 11M15 11L25 1" : "M16 2L26 6L16 10Z" })), LINK_WORDS[state])));
+      svg("path", { class: "arrow", d: state === "cut" ? "M15 1L25 11M15 11L25 1" : state === "paused" ? "M17 1.5V10.5M23 1.5V10.5" : "M16 2L26 6L16 10Z" })), LINK_WORDS[state])),
+    ...["healthy", "degraded", "unhealthy", "silent", "apart", "unreachable"].map((state) =>
+      el("li", {}, svg("svg", { viewBox: "-12 -12 24 24", class: "dot-swatch node", "data-state": state, "aria-hidden": "true" },
+        svg("circle", { class: "body", r: 10 }), svg("path", { class: "sign", d: SIGNS[state] })), NODE_WORDS[state])));
 }

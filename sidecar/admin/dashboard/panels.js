@@ -1,7 +1,7 @@
 // Everything that is a table or a list: nodes, links, parked and held, tenants, collection.
 
 import { byId, el, replace, say, table } from "./dom.js";
-import { clock, duration, GONE, LINK_WORDS, linkLabel, moment, NODE_WORDS, number } from "./words.js";
+import { clock, duration, UNASKED, LINK_WORDS, linkLabel, moment, NODE_WORDS, number } from "./words.js";
 
 export function showTables(told) {
   replace(byId("nodes"), [table("Nodes", ["node", "region", "state", "phase", "feed", "unsettled", "release", "peer listener"],
@@ -33,7 +33,7 @@ export function showWaiting(told, held) {
 }
 
 export function showCollection(told) {
-  const rows = told.nodes.filter((node) => !GONE.has(node.state));
+  const rows = told.nodes.filter((node) => !UNASKED.has(node.state));
   const unsettled = rows.reduce((sum, node) => sum + (node.unsettled ?? 0), 0);
   const holders = new Map();
   for (const node of rows) for (const by of node.held_by) holders.set(by, [...(holders.get(by) ?? []), node.id]);
@@ -44,7 +44,7 @@ export function showCollection(told) {
     parts.push(el("ul", { class: "holders" }, [...holders].map(([by, on]) =>
       el("li", {}, el("strong", {}, by), ` holds it back on ${on.join(", ")}`))));
   }
-  if (rows.length) parts.push(scroll(table("Collection", ["node", "unsettled", "held back by"], rows.map((node) =>
+  if (unsettled) parts.push(scroll(table("Collection", ["node", "unsettled", "held back by"], rows.map((node) =>
     [node.id, number(node.unsettled), node.held_by.join(", ") || "–"]))));
   replace(byId("collection"), parts);
 }

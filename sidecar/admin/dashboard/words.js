@@ -5,12 +5,13 @@ export const LINK_WORDS = {
   late: "late, 1 s and more",
   stale: "behind, 10 s and more",
   transfer: "state transfer",
+  paused: "paused by an operator",
   silent: "silent",
   cut: "cut",
   unknown: "not known",
 };
-export const WORST_LAST = ["fresh", "late", "transfer", "stale", "unknown", "silent", "cut"];
-export const TROUBLE = new Set(["stale", "silent", "cut"]);
+export const WORST_LAST = ["fresh", "late", "transfer", "stale", "paused", "unknown", "silent", "cut"];
+export const TROUBLE = new Set(["stale", "paused", "silent", "cut"]);
 
 export const NODE_WORDS = {
   healthy: "healthy",
@@ -18,8 +19,10 @@ export const NODE_WORDS = {
   unhealthy: "serves nothing",
   silent: "silent",
   unreachable: "does not answer",
+  apart: "cannot be asked from here",
 };
-export const GONE = new Set(["silent", "unreachable"]);
+export const GONE = new Set(["silent", "unreachable"]);       // as far as anybody knows
+export const UNASKED = new Set(["silent", "unreachable", "apart"]);
 
 const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
@@ -70,6 +73,7 @@ export function worst(states) {
 export function linkLabel(link) {
   switch (link.state) {
     case "cut": return "cut";
+    case "paused": return "paused";
     case "silent": return `silent ${duration(link.silent_ms)}`;
     case "transfer": return `transfer ${Math.round((link.transfer ?? 0) * 100)} %`;
     case "unknown": return "?";
@@ -106,6 +110,8 @@ export function problemsOf(told, held) {
     } else if (node.state === "unreachable") {
       const since = node.answered_ms_ago === null ? "" : ` for ${duration(node.answered_ms_ago)}`;
       found.push(["cut", `${name} does not answer${since}: ${node.reasons[0] ?? ""}`]);
+    } else if (node.state === "apart") {
+      found.push(["late", `${name} cannot be asked by ${told.asked_by}; ${plural(node.reached_by.length, "other is", "others are")} connected to it`]);
     } else if (node.state === "unhealthy") {
       found.push(["cut", `${name} serves nothing: ${node.reasons.join("; ")}`]);
     } else {
@@ -124,6 +130,7 @@ export function problemsOf(told, held) {
     const waits = one.backlog ? `, ${plural(one.backlog, "transaction waits", "transactions wait")}` : "";
     if (one.state === "cut") found.push(["cut", `${way} is cut${waits}: ${one.error ?? "no session yet"}`]);
     else if (one.state === "silent") found.push(["silent", `${way} has been silent for ${duration(one.silent_ms)}${waits}`]);
+    else if (one.state === "paused") found.push(["late", `${way} is paused by an operator${waits}`]);
     else if (one.state === "stale") found.push(["stale", `${way} is ${duration(one.lag_ms)} behind${waits}`]);
     else if (one.state === "transfer") found.push(["transfer", `${way}: a state transfer is under way, ${Math.round((one.transfer ?? 0) * 100)} %`]);
     else if (one.state === "late") found.push(["late", `${way} is ${duration(one.lag_ms)} behind${waits}`]);
