@@ -176,9 +176,6 @@ CALLS: Final = (
     SELF,
     Call("GET", "/status", "How this node does.", ref("Status"), (503,)),
     Call("GET", "/deployment", "How all nodes do, as this one sees them.", _DEPLOYMENT, (503,)),
-    Call("GET", "/", "The dashboard, a page for people.", TEXT, media="text/html"),
-    Call("GET", "/dashboard", "The same.", TEXT, media="text/html"),
-    Call("GET", "/events", "What the dashboard shows, live.", TEXT, (503,), media=EVENTS),
     Call(
         "GET",
         "/conflicts",
