@@ -1,4 +1,4 @@
-"""In front of a database: the sidecar's key and the database's, and what an application cannot say."""
+"""In front of a database: the keys of both, and what an application cannot say."""
 
 from collections.abc import Iterator
 from pathlib import Path
