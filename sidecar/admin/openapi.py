@@ -4,10 +4,13 @@ What is said of answers is held to the truth by a test that runs against a real 
 `GET /status` is that of `node_status`.
 """
 
+from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any, Final
 
 from sidecar.admin.conflicts import MAX_LIMIT as MAX_CONFLICTS
 from sidecar.admin.database import MAX_LIMIT as MAX_HELD
+from sidecar.admin.page import PLACES, TYPES
 from sidecar.agent.promotion import MAX_WAIT_S
 from sidecar.api.openapi import HEALTH, PROBES, SELF
 from sidecar.core.relationship import RESOURCE_PATTERN
@@ -149,7 +152,24 @@ def _body(required: dict[str, Schema], optional: dict[str, Schema] | None = None
 
 _NAMED = _body({"origin": TEXT, "timestamp": DIGITS})
 
+
+def _page() -> Iterator[Call]:
+    """The dashboard, and its parts."""
+    for path, name in PLACES.items():
+        media = TYPES[PurePath(name).suffix].partition(";")[0]
+        yield Call("GET", path, f"The dashboard: {name}.", TEXT, media=media)
+
+
 CALLS: Final = (
+    *_page(),
+    Call(
+        "GET",
+        "/events",
+        "What the dashboard shows, as server-sent events.",
+        TEXT,
+        (503,),
+        media=EVENTS,
+    ),
     Call("GET", "/metrics", "Prometheus text format 0.0.4.", TEXT, media="text/plain"),
     HEALTH,
     *PROBES,

@@ -22,6 +22,14 @@ TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 
+_NAMES = sorted(path.name for path in FOLDER.iterdir() if path.suffix in TYPES)
+PLACES: Final = {
+    "/": INDEX,
+    "/dashboard": INDEX,
+    **{f"/dashboard/{name}": name for name in _NAMES if name != INDEX},
+}
+"""path -> name of the file that is served there."""
+
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -54,15 +62,11 @@ class Page:
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
-        self._files = {
-            path.name: _read(path) for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES
-        }
+        self._files = {name: _read(FOLDER / name) for name in {*PLACES.values()}}
 
     def add_to(self, app: web.Application) -> None:
         """Add the routes, with JSON also for what aiohttp would answer in plain text."""
-        parts = ((f"/dashboard/{name}", name) for name in self._files if name != INDEX)
-        paths = [("/", INDEX), ("/dashboard", INDEX), *parts]
-        routes = [("GET", path, _serve(self._files[name])) for path, name in paths]
+        routes = [("GET", path, _serve(self._files[name])) for path, name in PLACES.items()]
         add_routes(app, self._answers, routes)
 
 

@@ -17,7 +17,7 @@ from tests.world import HOST, ROOT, Node, documents
 
 SEED = 7
 ENDLESS = ("/access/v1/watch", "/events")
-LIMIT_S = 120.0
+LIMIT_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_nothing_is_found_that_the_document_does_not_say(
                 "--phases",
                 "coverage,fuzzing",
                 "--request-timeout",
-                "10",
+                "30",
                 "--no-color",
                 "--no-shrink",
             ),
