@@ -11,6 +11,8 @@
 -- ARGV 8 page      per bucket a line of JSON: {"bucket", "vector", "tuples"}, the last a list of
 --                  [key, relation#subject, hash, state]; with "replace" also "strays", keys stored
 --                  here that the bucket does not list
+-- ARGV 9 nodes     those whose writes are taken, with a blank before and after each; "" or
+--                  left out: all
 -- REPLY  outcome   "absorbed" | "need" | "skew" | "undecided" | "lost", then the clock, the vector as JSON, how
 --                  many conflicts were won by what was stored here, and by what arrived; how many
 --                  tuples became visible or changed, how many disappeared; with "need" nothing was
@@ -37,6 +39,14 @@ local hashes = cjson.decode(ARGV[7])
 local need, seen = {}, 0
 local revision = 0
 
+local nodes = ARGV[9] or ''
+
+-- Whether the node of an origin is one whose writes are taken.
+local function is_known(origin)
+  local name = string.match(origin, '^[^.]+') or ''
+  return nodes == '' or string.find(nodes, ' ' .. name .. ' ', 1, true) ~= nil
+end
+
 local function decode(line)
   local ok, page = pcall(cjson.decode, line)
   if not ok or type(page) ~= 'table' or type(page.bucket) ~= 'number'
@@ -47,7 +57,7 @@ local function decode(line)
   local vector = {}
   for origin, text in pairs(page.vector) do
     local timestamp = number.parse(text)
-    if not timestamp then return nil end
+    if not timestamp or not is_known(origin) then return nil end
     vector[origin] = timestamp
     if timestamp > seen then seen = timestamp end
   end
@@ -141,7 +151,7 @@ end
 local batch = {}
 for line in string.gmatch(ARGV[8], '[^\n]+') do
   local page = decode(line)
-  if not page then return redis.error_reply('BADPAGE not a bucket with its vector and tuples') end
+  if not page then return redis.error_reply('BADPAGE not a bucket with its vector and tuples, of nodes that are known here') end
   batch[#batch + 1] = page
 end
 if seen > now_us + skew_us then

@@ -6,6 +6,8 @@
 -- ARGV 3 skew_us     how far ahead of now_us a timestamp may be
 -- ARGV 4 rules       JSON of the conflict strategy
 -- ARGV 5 batch       transactions as they came from the peer: JSON, one a line
+-- ARGV 6 nodes       those whose transactions are taken, with a blank before and after each; "" or
+--                    left out: all
 -- REPLY  outcome     "applied" | "gap" | "lost" | "contradiction"; whatever stops the batch, the
 --                    transactions before it are applied. Then a detail in words, the clock, and how
 --                    many transactions, conflicts won by what was stored here, conflicts won by what
@@ -27,12 +29,25 @@ if not self then return { 'lost', '', '0', '0', '0', '0', '{}', '{}' } end
 local rules_of = strategy.from(ARGV[4], self.changing)
 if not rules_of then return redis.error_reply('BADBATCH unknown strategy') end
 
+local nodes = ARGV[6] or ''
+
+-- Why nothing of this origin is taken; nil when it is.
+local function stranger(origin)
+  local name = string.match(origin, '^[^.]+')
+  if nodes == '' or string.find(nodes, ' ' .. name .. ' ', 1, true) then return nil end
+  return name .. ' is no node of the topology here, and none that was removed from it'
+end
+
 -- Everything is decoded before the first write, so that an error leaves nothing half done.
-local batch = {}
+local batch, strangers = {}, 0
 for line in string.gmatch(ARGV[5], '[^\n]+') do
   local tx, wrong = transaction.decode(line)
   if not tx then return redis.error_reply('BADBATCH ' .. wrong) end
   batch[#batch + 1] = tx
+  if stranger(tx.origin) and not parked.follows(tx.origin) then strangers = strangers + 1 end
+end
+if strangers > 0 and parked.count() + strangers > parked.most then
+  return redis.error_reply('BADBATCH transactions of too many nodes that are not in the topology')
 end
 
 local applied, won_here, won_there = 0, 0, 0
@@ -118,6 +133,8 @@ for _, tx in ipairs(batch) do
     end
     if tx.previous > reached then
       parked.hold(tx.origin)
+    elseif stranger(tx.origin) then
+      parked.put(tx, now_us, stranger(tx.origin))
     elseif tx.unknown then
       parked.put(tx, now_us, tx.unknown)
     elseif tx.timestamp > now_us + skew_us then

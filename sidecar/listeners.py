@@ -152,5 +152,10 @@ class Listeners:
         # What is forwarded to a database is as it came.
         options = {"auto_decompress": False, **HEADS} if self._parts.proxy else {}
         return AppListener(
-            peer, self._parts.answers, shutdown_timeout=2.0, id_header=FROM_NODE, **options
+            peer,
+            self._parts.answers,
+            shutdown_timeout=2.0,
+            id_header=FROM_NODE,
+            bad_http=self._parts.guard.bad_http,
+            **options,
         )

@@ -13,14 +13,14 @@ PAGES = [
     *sorted(page for folder in ("deploy", "examples") for page in (ROOT / folder).rglob("*.md")),
 ]
 
-_FENCE = re.compile(r"( *)```(\w*)")
+_FENCE = re.compile(r"( *)```(.*)")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"#+ (.*)")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. line: of its first line, from 1."""
+    """A fenced block. line: of its first line, from 1. language: all that the fence says."""
 
     page: Path
     line: int
@@ -46,7 +46,7 @@ def _blocks_of(page: Path) -> Iterator[Block]:
         if fence is None:
             continue
         if begun is None:
-            begun = (number + 1, fence[1], fence[2])
+            begun = (number + 1, fence[1], fence[2].strip())
             continue
         first, indent, language = begun
         inside = [one.removeprefix(indent) for one in lines[first - 1 : number - 1]]

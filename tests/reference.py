@@ -163,19 +163,20 @@ def _comment(lines: list[str], line: int) -> str:
 def reference() -> str:
     """The generated part of the page: a table for each section."""
     found = list(settings())
-    parts = []
-    for section in [one for one in found if one.is_section] + [None]:
-        name = "" if section is None else section.path
-        rows = [one for one in found if not one.is_section and _under(one) == name]
-        if not rows:
-            continue
-        title = f"`{name}`" if name else "At the root"
-        text = f"{_escaped(section.text)}\n\n" if section is not None and section.text else ""
-        table = "| setting | allowed | default | |\n|---|---|---|---|\n" + "\n".join(
-            map(_row, rows)
-        )
-        parts.append((found.index(section) if section else -1, f"## {title}\n\n{text}{table}\n"))
-    return "\n".join(part for _, part in sorted(parts, key=lambda one: one[0]))
+    parts = [_table("At the root", "", [one for one in found if not _under(one)])]
+    for section in filter(lambda one: one.is_section, found):
+        rows = [one for one in found if _under(one) == section.path]
+        parts.append(_table(f"`{section.path}`", section.text, rows))
+    return "\n".join(filter(None, parts))
+
+
+def _table(title: str, text: str, settings: list[Setting]) -> str:
+    """A heading, what is said of the section, and its settings; nothing where both are missing."""
+    rows = [_row(one) for one in settings if not one.is_section]
+    table = "\n".join(["| setting | allowed | default | |", "|---|---|---|---|", *rows])
+    below = filter(None, [_escaped(text), table if rows else ""])
+    inside = "\n\n".join(below)
+    return f"## {title}\n\n{inside}\n" if inside else ""
 
 
 def _under(setting: Setting) -> str:

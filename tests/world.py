@@ -54,6 +54,10 @@ Made = tuple[str, Triple]
 """A change as a watcher is told it: `insert` or `delete`, and of what."""
 
 
+OPERATOR = {"X-Sidecar-Admin": "1"}
+"""What every request shows that changes the state of a node."""
+
+
 class Answer(NamedTuple):
     """What a listener answered: `body` is JSON where it is JSON, text otherwise."""
 
@@ -273,7 +277,7 @@ class Node:
 
     `config` is a file of its own, because each node finds the others over links of its own;
     `environ` is what it gets beside that; `tree` is where the code lies that it runs; `module` is
-    what stands in for the command line there.
+    what stands in for the command line there. `ask_peer`: how its peer listener is asked.
     """
 
     name: str
@@ -286,6 +290,7 @@ class Node:
     environ: dict[str, str] = field(default_factory=dict)
     tree: Path = ROOT
     module: str = "sidecar"
+    ask_peer: Callable[[int, str, str, object], Answer] = ask
     process: subprocess.Popen[bytes] | None = None
 
     # -- its life
@@ -413,7 +418,7 @@ class Node:
 
     def post_here(self, path: str, body: object) -> Answer:
         """Ask this node and no other: the peer listener serves the same calls and forwards none."""
-        return ask(self.peer_port, "POST", path, body)
+        return self.ask_peer(self.peer_port, "POST", path, body)
 
     def insert(self, *triples: Triple) -> dict[str, Any]:
         return _made(self.post(WRITE, {"relationships": _relationships(triples)}))

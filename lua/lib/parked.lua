@@ -6,6 +6,11 @@ local parked = {}
 do
   local reasons, is_any, stored = {}, false, nil
 
+  -- Of nodes that nobody knows here no more than this wait at once.
+  parked.most = 1000
+
+  function parked.count() return redis.call('HLEN', keys.parked) end
+
   function parked.holds(origin) return reasons[origin] ~= nil end
 
   -- Whether one of this origin waits already, sent before this script began.

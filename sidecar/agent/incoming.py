@@ -99,7 +99,9 @@ class Incoming:
         """Merge batches in their order; the answer to the last one answers all of them."""
         async with self._turn:
             self._check()
-            merged = await self._store.merge(b"\n".join(lines for _, lines in batches))
+            merged = await self._store.merge(
+                b"\n".join(lines for _, lines in batches), self._peers.known
+            )
         if merged.outcome is MergeOutcome.LOST:
             raise Unavailable("store_lost_writes", merged.detail)
         number = batches[-1][0].get("batch")
@@ -177,7 +179,9 @@ class Incoming:
             raise Refused("bad_frame", "a page says which bucket follows")
         # A page that leaves some out would make the vector rise over what is not here.
         if head.get("transfer") == self._transfer and first == self._reached:
-            absorbed = await self._store.absorb(lines, Way.JOIN, self._progress(following))
+            absorbed = await self._store.absorb(
+                lines, Way.JOIN, self._progress(following), self._peers.known
+            )
             if absorbed.outcome is AbsorbOutcome.SKEW:
                 raise Unavailable("skew", "a page has writes ahead of the clock of this node")
             self._reached = following

@@ -60,9 +60,11 @@ class Replica(Protocol):
     @property
     def progress(self) -> str: ...
 
-    async def merge(self, batch: bytes) -> Merged: ...
+    async def merge(self, batch: bytes, nodes: Collection[str] = ()) -> Merged: ...
     async def states(self, first: int, buckets: int, tuples: int) -> States: ...
-    async def absorb(self, page: bytes, way: Way, progress: str = "") -> Absorbed: ...
+    async def absorb(
+        self, page: bytes, way: Way, progress: str = "", nodes: Collection[str] = ()
+    ) -> Absorbed: ...
     @property
     def joined(self) -> frozenset[str] | None: ...
     async def end_change(self) -> None: ...
@@ -197,6 +199,15 @@ class Peers:
                 # With an incarnation the store may have lost this, too.
                 self.removed = await store.members(self.rows.members, removed)
                 self._members_of = origin
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The nodes whose writes there may be: of the topology, and those removed from it.
+
+        Which of them bring a write does not matter: what its own node cannot bring any more, every
+        node serves that has it, whatever the graph of replication is now.
+        """
+        return frozenset({*self.rows.members, *self.removed, *self._told_removed})
 
     # -- what this node tells ---------------------------------------------------------------------
 

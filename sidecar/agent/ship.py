@@ -47,6 +47,9 @@ TICK_S = 0.25
 CURSOR_S = 1.0
 PAUSE_S = 1.0
 """So soon a target whose conflict rules differ is asked again."""
+UNKNOWN_PEER = "peer_unauthenticated"
+"""Somebody is wrong about who is who: each other reason is news."""
+
 UNLIKE_RULES = "rules_mismatch"
 CURSORS = "(cursors)"
 """The loop that keeps cursors, among those of the targets: no node can be called so."""
@@ -388,7 +391,8 @@ class Shipping:
         if isinstance(failure, Unavailable) and failure.code == "node_removed":
             # The target has said so; where it is refused here, it is the one that was removed.
             self._peers.is_removed_by(target.node, True)
-        if failure.code != target.last_code:
+        is_news = failure.code == UNKNOWN_PEER and failure.message != target.last_error
+        if failure.code != target.last_code or is_news:
             log.warning(
                 "replication failed", extra={"target": target.node, "reason": failure.message}
             )

@@ -16,15 +16,19 @@ from sidecar.api.answers import Answers, Route
 
 log = logging.getLogger(__name__)
 
+BadHttp = Callable[[str, str], None]
+
 
 class _Connection(web.RequestHandler):
     """A connection whose last resort speaks JSON."""
 
-    __slots__ = ("_answers", "ends_with_it")
+    __slots__ = ("_answers", "_bad_http", "ends_with_it")
 
-    def __init__(self, answers: Answers, server: web.Server, **options: Any) -> None:
+    def __init__(
+        self, answers: Answers, bad_http: BadHttp, server: web.Server, **options: Any
+    ) -> None:
         super().__init__(server, **options)
-        self._answers = answers
+        self._answers, self._bad_http = answers, bad_http
         self.ends_with_it: asyncio.Task[Any] | None = None
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -71,6 +75,7 @@ class _Connection(web.RequestHandler):
         if isinstance(exc, http_exceptions.HttpProcessingError):
             lines = (exc.message or "").strip().splitlines()
             detail = f"the request is not valid HTTP: {lines[0].rstrip(':')}" if lines else None
+            self._bad_http(str(request.remote), detail or "the request is not valid HTTP")
         answer = self._answers.http(status, detail)
         answer.force_close()
         return answer
@@ -101,22 +106,22 @@ class WhileClientStays:
 class _Server(web.Server):
     """Makes the connections; takes the place of the application's own server."""
 
-    def __init__(self, answers: Answers, handler: Any, **options: Any) -> None:
+    def __init__(self, answers: Answers, bad_http: BadHttp, handler: Any, **options: Any) -> None:
         super().__init__(handler, **options)
-        self._answers = answers
+        self._answers, self._bad_http = answers, bad_http
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self._answers, self, loop=self._loop, **self._kwargs)
+        return _Connection(self._answers, self._bad_http, self, loop=self._loop, **self._kwargs)
 
 
 class AppListener(web.AppRunner):
     """`aiohttp.web.AppRunner` for the app of `native_app`; without an access log.
 
     shortcut: the route of a request that the app need not look for, or None. id_header: what the
-    id of a request comes in.
+    id of a request comes in. bad_http: told who sent something else than HTTP, and what it was.
     """
 
-    __slots__ = ("_answers", "_id_header", "_shortcut")
+    __slots__ = ("_answers", "_bad_http", "_id_header", "_shortcut")
 
     def __init__(
         self,
@@ -125,10 +130,12 @@ class AppListener(web.AppRunner):
         *,
         shortcut: Callable[[web.Request], Route | None] | None = None,
         id_header: str = request_ids.REQUEST_ID,
+        bad_http: BadHttp = lambda source, what: None,
         **options: Any,
     ) -> None:
         super().__init__(app, **{"access_log": None, **options})
         self._answers, self._shortcut, self._id_header = answers, shortcut, id_header
+        self._bad_http = bad_http
 
     def end_within(self, seconds: float) -> None:
         """So long requests in flight may take when this is closed."""
@@ -138,6 +145,7 @@ class AppListener(web.AppRunner):
         plain = await super()._make_server()
         return _Server(
             self._answers,
+            self._bad_http,
             self._named(plain.request_handler),
             request_factory=plain.request_factory,
             loop=asyncio.get_running_loop(),

@@ -7,7 +7,7 @@ import aiohttp
 from yarl import URL
 
 from sidecar.errors import Refused, Unavailable
-from sidecar.peer.connections import Connections
+from sidecar.peer.connections import Connections, why_not
 from sidecar.security.links import Links
 
 MAX_QUOTED = 200
@@ -56,7 +56,7 @@ class PeerCalls(Connections):
             ) as response:
                 status, text = response.status, await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            reason = str(error) or f"no answer within {limit_s:.0f} s"
+            reason = why_not(error) or f"no answer within {limit_s:.0f} s"
             raise Unavailable("unreachable", f"{endpoint} cannot be asked: {reason}") from error
         try:
             answer = json.loads(text)

@@ -8,9 +8,8 @@ import aiohttp
 
 from sidecar.core.wire import MAX_FRAME_BYTES, decode_frame
 from sidecar.errors import Unavailable
-from sidecar.peer.connections import Connections
+from sidecar.peer.connections import Connections, why_not
 from sidecar.security.links import Links
-from sidecar.security.tls import handshake_refusal
 
 PATH = "/peer/v1/session"
 
@@ -69,7 +68,7 @@ class Dialler(Connections):
         except aiohttp.ClientSSLError as error:
             raise Unavailable(
                 "peer_unauthenticated",
-                f"{target} at {endpoint} is not spoken to: {handshake_refusal(error)}",
+                f"{target} at {endpoint} is not spoken to: {why_not(error)}",
             ) from error
         except aiohttp.WSServerHandshakeError as error:
             # A code of its own: it is there, and why it takes no session is news.

@@ -6,8 +6,14 @@ from typing import Any, Self
 import aiohttp
 
 from sidecar.security.links import Links
+from sidecar.security.tls import handshake_refusal
 
 KEEPALIVE_S = 15.0
+
+
+def why_not(error: BaseException) -> str:
+    """What became of a connection, in words; "" for silence."""
+    return handshake_refusal(error) if isinstance(error, aiohttp.ClientSSLError) else str(error)
 
 
 class Connections:

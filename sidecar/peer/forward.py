@@ -34,7 +34,7 @@ from sidecar.hops import (
     sending,
     target_of,
 )
-from sidecar.peer.connections import Connections
+from sidecar.peer.connections import Connections, why_not
 from sidecar.security.links import Links
 
 PASSED: Final = (
@@ -328,4 +328,6 @@ def _raise_if_not_served(body: bytes) -> None:
 
 
 def _unreachable(node: Node, error: BaseException) -> Unavailable:
-    return Unavailable("unreachable", f"node {node.id} cannot be reached: {error or 'silence'}")
+    return Unavailable(
+        "unreachable", f"node {node.id} cannot be reached: {why_not(error) or 'silence'}"
+    )

@@ -60,6 +60,11 @@ class Guard:
             return ()
         return (peer_guard(self.links, self._answers, self._refusals),)
 
+    def bad_http(self, source: str, what: str) -> None:
+        """The peer listener was sent something else than HTTP, such as TLS where it speaks none."""
+        hint = "" if self.links.listening else " (this node speaks no TLS: security.peer.tls)"
+        self._refusals.note(source, what + hint)
+
     @property
     def of_admin(self) -> tuple[Middleware, ...]:
         """What a request of the admin listener passes first."""

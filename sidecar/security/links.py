@@ -234,9 +234,10 @@ class KeyedLinks(Links):
 
     async def introduce(self, talk: Talk, target: str) -> None:
         mine = secrets.token_hex(16)
-        await talk.send(
-            encode_frame({"type": INTRODUCE, "node": self.me, "to": target, "nonce": mine})
-        )
+        said = {"type": INTRODUCE, "node": self.me, "to": target, "nonce": mine}
+        # Who has another key hears it at once, and a stranger gets no proof to try keys on.
+        made = proof(self._keys.current()[0], INTRODUCE, self.me, target, mine)
+        await talk.send(encode_frame({**said, "proof": made}))
         answer = await talk.receive()
         if answer.get("type") == "refuse":
             raise Unavailable(str(answer.get("code"))[:80], str(answer.get("message"))[:500])
@@ -271,6 +272,10 @@ class KeyedLinks(Links):
             )
         if first.get("to") != self.me:
             raise Refused("wrong_node", f"expected {quoted(first.get('to'))}, this is {self.me}")
+        if not is_proof(
+            self._keys.current(), str(first.get("proof")), INTRODUCE, node, self.me, nonce
+        ):
+            raise _other_key(node)
         mine = secrets.token_hex(16)
         parts = (node, self.me, nonce, mine)
         made = proof(self._keys.current()[0], "listener", *parts)
@@ -280,11 +285,14 @@ class KeyedLinks(Links):
         if answer.get("type") != PROOF or not is_proof(
             self._keys.current(), shown, "dialler", *parts
         ):
-            raise unauthenticated(
-                f"what says to be {node[:80]!r} has another shared key "
-                "(security.peer.shared_key_file)"
-            )
+            raise _other_key(node)
         return await talk.receive(), frozenset({node})
+
+
+def _other_key(node: str) -> Refused:
+    return unauthenticated(
+        f"what says to be {node[:80]!r} has another shared key (security.peer.shared_key_file)"
+    )
 
 
 def links_of(settings: PeerSettings, me: str, nodes: Iterable[Node]) -> Links:

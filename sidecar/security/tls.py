@@ -59,6 +59,9 @@ class Following(ssl.SSLContext):
     def __init__(self, *_: object) -> None:
         pass
 
+    def __repr__(self) -> str:
+        return "security.peer.tls"
+
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
         """Of the present context; both event loops begin TLS with this call."""
         return self._watched.current().wrap_bio(*args, **options)
@@ -140,21 +143,23 @@ def _load_authority(context: ssl.SSLContext, setting: str, authority: Path) -> N
 
 
 def _reason(error: BaseException) -> str:
-    """In words, without the names of OpenSSL's functions."""
-    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_message:
-        return error.verify_message
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.lower().replace("_", " ")
+    """In words, without the names of OpenSSL's functions; what we raise ourselves has none."""
+    if message := getattr(error, "verify_message", None):
+        return f"its certificate does not pass: {message}"
+    if isinstance(error, ssl.SSLError):
+        reason = getattr(error, "reason", None)
+        return str(reason).lower().replace("_", " ") if reason else str(error.strerror or error)
     return str(error) or type(error).__name__
 
 
 def handshake_refusal(error: BaseException) -> str:
     """Why no TLS came about, for the log of the node that refused."""
-    reason = _reason(error)
-    if isinstance(error, ssl.SSLError) and error.reason in {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"}:
-        return "it does not speak TLS, and this listener does (security.peer.tls)"
+    # aiohttp wraps it.
+    error = error.__cause__ if isinstance(error.__cause__, ssl.SSLError) else error
+    if getattr(error, "reason", None) in {"HTTP_REQUEST", "WRONG_VERSION_NUMBER"}:
+        return "it does not speak TLS, and this node does (security.peer.tls)"
     if isinstance(error, TimeoutError | ConnectionAbortedError):
         return f"it did not end the TLS handshake within {HANDSHAKE_S:.0f} s"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate does not pass: {reason}"
-    return f"no TLS with it: {reason}"
+        return _reason(error)
+    return f"no TLS with it: {_reason(error)}"

@@ -57,5 +57,5 @@ def _elsewhere(partition: str, tenants: list[str]) -> Refused:
         f"replication.tenants: the tuples of {', '.join(tenants[:MAX_NAMED])}{more} are stored in "
         f"partition {partition}, and the `regions` of this configuration say another one; tenants "
         "are not moved by themselves: set `regions` back, export the tenant, delete it, change "
-        "`regions` on all nodes, and import it (docs/operations.md)",
+        "`regions` on all nodes, and import it (docs/tenants.md)",
     )

@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Self
 
 from sidecar.core.conflict import Rules
@@ -162,13 +162,15 @@ class RedisStore(OpenStore):
             self._advance(vector[origin], vector, first if is_next else 0)
         return Committed(origin, vector, replies)
 
-    async def merge(self, batch: bytes) -> Merged:
+    async def merge(self, batch: bytes, nodes: Collection[str] = ()) -> Merged:
         """Take in transactions of other origins, a line each, as they came from a peer.
 
+        nodes: those whose transactions are taken, others are parked; empty: all.
         Raises Refused("bad_batch") when it is not a batch of a known format, and Unavailable. A
         batch may be merged any number of times.
         """
-        args = (self._now_us(), self._clock, self._skew_us, self._rules.to_json(), batch)
+        rules, known = self._rules.to_json(), _listed(nodes)
+        args = (self._now_us(), self._clock, self._skew_us, rules, batch, known)
         try:
             reply = await self._ask(self._merger, "merge", *args)
         except ScriptError as error:
@@ -399,9 +401,12 @@ class RedisStore(OpenStore):
             at = end
         return States(following, vector, found)
 
-    async def absorb(self, page: bytes, way: Way, progress: str = "") -> Absorbed:
+    async def absorb(
+        self, page: bytes, way: Way, progress: str = "", nodes: Collection[str] = ()
+    ) -> Absorbed:
         """Take in a page, a line per bucket (`encode_bucket`). May be repeated.
 
+        nodes: those whose writes are taken, a page with others is refused; empty: all.
         progress: kept as the progress of the transfer. Raises Refused("bad_page"), and
         Unavailable("store_lost_writes") when the page has writes of this node that are not here,
         Unavailable("custom_script_failed") when no winner can be chosen; nothing is written then.
@@ -413,7 +418,7 @@ class RedisStore(OpenStore):
                     self._merger,
                     "absorb",
                     *(self._now_us(), self._clock, self._skew_us, self._rules.to_json()),
-                    *(way.value, progress, json.dumps(hashes), page),
+                    *(way.value, progress, json.dumps(hashes), page, _listed(nodes)),
                 )
             except ScriptError as error:
                 raise Refused("bad_page", error.text) from error
@@ -680,3 +685,8 @@ def _orphan(member: str, field: str, text: str, revision: str, lost: str) -> Orp
 def _is_member(name: str) -> bool:
     tenant, slash, resource = name.partition("/")
     return bool(tenant and slash and resource) and name.isprintable()
+
+
+def _listed(nodes: Collection[str]) -> str:
+    """As scripts look for one: with a blank before and after each; "" for none."""
+    return f" {' '.join(sorted(nodes))} " if nodes else ""

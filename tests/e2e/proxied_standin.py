@@ -1,6 +1,6 @@
 """Nodes in front of stand-ins, for the tests of what passes through."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +37,17 @@ class Front:
 
 @contextmanager
 def fronts(
-    dialect: str, regions: int = 1, *, patience_s: int = 10, **database: object
+    dialect: str,
+    regions: int = 1,
+    *,
+    patience_s: int = 10,
+    prepared: Callable[[World], None] = lambda world: None,
+    **database: object,
 ) -> Iterator[list[Front]]:
-    """Regions with a stand-in each, serving. database: further settings."""
+    """Regions with a stand-in each, serving. prepared: does something before they start.
+
+    database: further settings.
+    """
     with ExitStack() as stack:
         world = World(regions, replication={"agent": {"request_timeout_secs": patience_s}})
         stack.callback(world.close)
@@ -52,6 +60,7 @@ def fronts(
                 **{f"INFERADB__DATABASE__{name.upper()}": str(v) for name, v in database.items()},
             }
             found.append(Front(node, standin))
+        prepared(world)
         world.start()
         yield found
 

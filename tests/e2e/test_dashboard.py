@@ -134,7 +134,7 @@ def test_conflicts_and_tenants_are_told_as_they_come(world: World, viewer: Viewe
     world.cut()
     wait_until(lambda: us.metric("targets_connected") == 0, "apart")
     one = {"resource": "document:1", "relation": "viewer", "subject": "user:alice"}
-    condition = {"name": HOSTILE, "long": "x" * 5_000, "lines": "\n\nevent: deployment\ndata: {}"}
+    condition = {"a": HOSTILE, "long": "x" * 5_000, "lines": "\n\nevent: deployment\ndata: {}"}
     for node, more in ((us, {"condition": condition}), (eu, {})):
         body = {"relationships": [{**one, **more}]}
         assert node.post_here("/access/v1/relationships/write", body).status == 200

@@ -17,7 +17,18 @@ import pytest
 from tests.e2e.conftest import MakeWorld
 from tests.e2e.test_operations import admin_url, complaint, status, told
 from tests.waiting import wait_until
-from tests.world import DELETE, WRITE, Answer, Node, Triple, World, ask, sidecar, triple_of
+from tests.world import (
+    DELETE,
+    OPERATOR,
+    WRITE,
+    Answer,
+    Node,
+    Triple,
+    World,
+    ask,
+    sidecar,
+    triple_of,
+)
 
 QUICK = {"probe_interval_max_s": 1}
 PAUSE_S = 0.002
@@ -105,7 +116,7 @@ def takes(clients: Clients, node: Node) -> Callable[[], bool]:
 
 def promote(node: Node, region: str) -> Answer:
     """Ask a node for a promotion, as `sidecar promote` does."""
-    return ask(node.admin_port, "POST", "/promote", {"region": region})
+    return ask(node.admin_port, "POST", "/promote", {"region": region}, OPERATOR)
 
 
 def epochs(world: World) -> list[tuple[str, int]]:
@@ -171,7 +182,7 @@ def test_a_replica_takes_no_writes_and_is_healthy(world: World) -> None:
         ({"region": EU, "wait": True}, "invalid_request"),
         ({"region": EU, "wait_s": -1}, "invalid_request"),
     ):
-        refused = ask(us.admin_port, "POST", "/promote", wrong)
+        refused = ask(us.admin_port, "POST", "/promote", wrong, OPERATOR)
         assert (refused.status, refused.body["error"]) == (400, code), refused
     assert epochs(world) == [(US, 0)] * 3
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.real.databases import Database, running_openfga
 from tests.waiting import wait_until
-from tests.world import Answer, Node, World, ask
+from tests.world import OPERATOR, Answer, Node, World, ask
 
 Json = dict[str, Any]
 MODEL: Json = {
@@ -175,7 +175,7 @@ def test_what_bypassed_the_sidecar_is_adopted(pair: tuple[Front, Front]) -> None
         assert answer.status == 200, answer
 
     def adopted(query: str = "") -> Json:
-        answer = ask(here.node.admin_port, "POST", f"/database/adopt{query}", None)
+        answer = ask(here.node.admin_port, "POST", f"/database/adopt{query}", None, OPERATOR)
         return dict(json.loads(answer.body.splitlines()[-1]))
 
     for first in range(500, 800, 100):

@@ -12,7 +12,7 @@ from sidecar.core.token import Token
 from tests.e2e.conftest import MakeWorld
 from tests.e2e.test_bad_peers import ORIGIN, TRANSACTION, batch, heard, session_with
 from tests.waiting import wait_until
-from tests.world import HOST, LIST, WRITE, Node, World, ask, documents, sidecar
+from tests.world import HOST, LIST, OPERATOR, WRITE, Node, World, ask, documents, sidecar
 
 QUICK = {"probe_interval_max_s": 1}
 
@@ -116,7 +116,7 @@ def test_what_is_asked_in_vain_is_one_line(make_world: MakeWorld) -> None:
         ("GET", "/parked/release", None, (405, "method_not_allowed")),
         ("POST", "/deployment", {}, (405, "method_not_allowed")),
     ):
-        answer = ask(node.admin_port, method, path, body)
+        answer = ask(node.admin_port, method, path, body, OPERATOR)
         assert (answer.status, answer.body["error"]) == code, answer
 
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from sidecar.store.keys import Keys
 from tests.e2e.conftest import MakeWorld
 from tests.servers import free_ports
 from tests.waiting import wait_until
@@ -50,6 +51,11 @@ def test_a_node_that_is_late_says_so_to_those_who_mind(make_world: MakeWorld) ->
     """It was away, and comes up over a slow link."""
     world = make_world().start()
     us, eu = world.nodes
+    us.insert(*documents([9_999]))
+    world.settle()
+    with eu.store() as call:
+        # Before that it would be new, and not ready for another reason.
+        wait_until(lambda: call("EXISTS", Keys("sidecar").known("node1")), "it has had everything")
     eu.stop()
     for first in range(0, 3_000, 500):
         us.insert(*documents(range(first, first + 500)))

@@ -20,10 +20,12 @@ def path_of(dialect: str) -> str:
     return CHECK if dialect == "spicedb" else "/a"
 
 
-def wait_until_served_elsewhere(here: Front, path: str) -> None:
+def wait_until_served_elsewhere(here: Front, path: str, *fields: str) -> None:
     """A node that was slow to start is asked again only when the next probe has found it."""
     own = f"{here.node.region}/{here.node.name}".encode()
-    wait_until(lambda: here.post(path).one("X-Served-By") != own, "the other region serves")
+    wait_until(
+        lambda: here.post(path, *fields).one("X-Served-By") != own, "the other region serves"
+    )
 
 
 @pytest.fixture(scope="module", params=["passthrough", "spicedb"])

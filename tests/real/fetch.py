@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.real import prometheus
+from tests.real import browser, prometheus
 from tests.real.commands import CACHE, ROOT, run
 
 VERSION = "0.7.1"
@@ -108,6 +108,14 @@ def fetch_spicedb() -> None:
         raise OSError("; ".join(reasons))
 
 
+def fetch_browser() -> None:
+    """Raises OSError with what went wrong."""
+    if importlib.util.find_spec("selenium") is None:
+        fetch_package()
+        importlib.invalidate_caches()
+    browser.fetch()
+
+
 class Thing(NamedTuple):
     """What tests may need. `missing` says why it is not there, "" when it is; `fetch` raises
     OSError; `where` says where it is then.
@@ -124,6 +132,7 @@ THINGS = (
     Thing(
         "Prometheus", prometheus.missing, prometheus.fetch, partial(prometheus.tool, "prometheus")
     ),
+    Thing("a browser", browser.missing, fetch_browser, partial(shutil.which, "chromium")),
 )
 
 

@@ -21,7 +21,7 @@ from tests.real.proxied import (
     wait_until_told,
 )
 from tests.waiting import wait_until
-from tests.world import HOST, ask, sidecar
+from tests.world import HOST, OPERATOR, ask, sidecar
 
 pytestmark = pytest.mark.usefixtures("spicedb_is_here")
 
@@ -37,7 +37,7 @@ def told(one: Front, *words: str) -> str:
 
 def adopted(one: Front, query: str = "") -> Json:
     """The last line of the answer."""
-    answer = ask(one.node.admin_port, "POST", f"/database/adopt{query}", None)
+    answer = ask(one.node.admin_port, "POST", f"/database/adopt{query}", None, OPERATOR)
     assert answer.status == 200, answer
     lines = answer.body.splitlines() if isinstance(answer.body, str) else [json.dumps(answer.body)]
     last: Json = json.loads(lines[-1])
@@ -287,7 +287,7 @@ def test_one_at_a_time(alone: Front) -> None:
     with ThreadPoolExecutor() as threads:
         first = threads.submit(adopted, alone)
         alone.database.wait_until_held()
-        answer = ask(alone.node.admin_port, "POST", "/database/adopt", None)
+        answer = ask(alone.node.admin_port, "POST", "/database/adopt", None, OPERATOR)
         assert (answer.status, answer.body["error"]) == (409, "adopting_already")
         assert status(alone)["adopting"]
         alone.database.release()
@@ -301,5 +301,5 @@ def test_calls_that_are_not_understood_are_refused(alone: Front) -> None:
         ("POST", "/database/adopt?dry_run=yes", (400, "invalid_request")),
         ("GET", "/database/held?limit=0", (400, "invalid_request")),
     ):
-        answer = ask(alone.node.admin_port, method, path, None)
+        answer = ask(alone.node.admin_port, method, path, None, OPERATOR)
         assert (answer.status, answer.body["error"]) == code, answer

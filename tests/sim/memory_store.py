@@ -30,7 +30,7 @@ from sidecar.core.vector import (
     pointwise_max,
 )
 from sidecar.core.wire import change_of_row, encode_body, encode_vector
-from sidecar.errors import Unavailable
+from sidecar.errors import Refused, Unavailable
 from sidecar.store.calls import (
     Absorbed,
     AbsorbOutcome,
@@ -433,7 +433,7 @@ class MemoryStore:
             text["beyond"] = {index: encode_vector(vector) for index, vector in extra.items()}
         self.disk.feed.append(entry._replace(text=json.dumps(text).encode()))
 
-    async def merge(self, batch: bytes) -> Merged:
+    async def merge(self, batch: bytes, nodes: Collection[str] = ()) -> Merged:
         """Take in transactions of other origins; see `RedisStore.merge`."""
         disk = self.disk
         outcome, detail, applied = MergeOutcome.APPLIED, "", 0
@@ -454,6 +454,9 @@ class MemoryStore:
                 break
             if previous > reached:
                 held[origin] = disk.parked[origin]["reason"]
+            elif nodes and node_of(origin) not in nodes:
+                held[origin] = "unknown node"
+                disk.parked[origin] = {"reason": "unknown node", "timestamp": str(at)}
             elif at > self._now_us() + self._skew_us:
                 held[origin] = "ahead"
                 disk.parked[origin] = {"reason": "ahead", "timestamp": str(at)}
@@ -521,7 +524,9 @@ class MemoryStore:
     async def wait_durable(self, vector: Vector) -> None:
         """The simulator waits; nothing to do here."""
 
-    async def absorb(self, page: bytes, way: Way, progress: str = "") -> Absorbed:
+    async def absorb(
+        self, page: bytes, way: Way, progress: str = "", nodes: Collection[str] = ()
+    ) -> Absorbed:
         """Take in a page; see `RedisStore.absorb`."""
         disk = self.disk
         buckets = [json.loads(line) for line in page.split(b"\n")]
@@ -529,6 +534,8 @@ class MemoryStore:
         if seen > self._now_us() + self._skew_us:
             return Absorbed(AbsorbOutcome.SKEW)
         for one in buckets:
+            if nodes and not {node_of(origin) for origin in one["vector"]} <= set(nodes):
+                raise Refused("bad_page", "a page of nodes that are not known here")
             if int(one["vector"].get(disk.origin, 0)) > disk.vector[disk.origin]:
                 raise Unavailable("store_lost_writes", "a peer holds writes that are not here")
         disk.clock = self._known = tick(disk.clock, self._now_us(), seen)

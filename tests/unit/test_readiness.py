@@ -130,8 +130,13 @@ async def store(valkey_url: str) -> AsyncIterator[RedisStore]:
 
 
 def readiness_of(health: Health, store: RedisStore) -> Readiness:
-    peers = SimpleNamespace(told={})
-    one = SimpleNamespace(name="global.0", me=SimpleNamespace(node="us1"), store=store, peers=peers)
+    one = SimpleNamespace(
+        name="global.0",
+        me=SimpleNamespace(node="us1"),
+        store=store,
+        peers=SimpleNamespace(told={}, joins=""),
+        regions=None,
+    )
     return Readiness(health, [cast("Partition", one)], Answers(NODE), lambda: WALL)
 
 

@@ -22,11 +22,12 @@ export class DeploymentMap {
     this.current = null;  // the key of the item that Tab leads to
     this.shown = null;    // the key of the item whose details stand beside
     this.items = [];
-    this.canvas.addEventListener("keydown", (event) => this.onKey(event));
-    this.canvas.addEventListener("focusin", (event) => this.choose(keyOf(event.target)));
-    this.canvas.addEventListener("pointerover", (event) => this.hover(keyOf(event.target)));
-    this.canvas.addEventListener("pointerleave", () => this.hover(null));
-    this.canvas.addEventListener("click", (event) => this.choose(keyOf(event.target)));
+    // Not on the drawing itself: Chromium lets Tab stop at an SVG that listens to the focus.
+    this.root.addEventListener("keydown", (event) => this.onKey(event));
+    this.root.addEventListener("focusin", (event) => this.choose(keyOf(event.target)));
+    this.root.addEventListener("pointerover", (event) => this.hover(keyOf(event.target)));
+    this.root.addEventListener("pointerleave", () => this.hover(null));
+    this.root.addEventListener("click", (event) => this.choose(keyOf(event.target)));
     new ResizeObserver(() => this.draw()).observe(this.root);
   }
 
