@@ -44,7 +44,8 @@ for line in string.gmatch(ARGV[5], '[^\n]+') do
   local tx, wrong = transaction.decode(line)
   if not tx then return redis.error_reply('BADBATCH ' .. wrong) end
   batch[#batch + 1] = tx
-  if stranger(tx.origin) and not parked.follows(tx.origin) then strangers = strangers + 1 end
+  tx.stranger = stranger(tx.origin)
+  if tx.stranger and not parked.follows(tx.origin) then strangers = strangers + 1 end
 end
 if strangers > 0 and parked.count() + strangers > parked.most then
   return redis.error_reply('BADBATCH transactions of too many nodes that are not in the topology')
@@ -133,8 +134,8 @@ for _, tx in ipairs(batch) do
     end
     if tx.previous > reached then
       parked.hold(tx.origin)
-    elseif stranger(tx.origin) then
-      parked.put(tx, now_us, stranger(tx.origin))
+    elseif tx.stranger then
+      parked.put(tx, now_us, tx.stranger)
     elseif tx.unknown then
       parked.put(tx, now_us, tx.unknown)
     elseif tx.timestamp > now_us + skew_us then

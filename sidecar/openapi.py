@@ -16,6 +16,7 @@ from sidecar.errors import Broken
 from sidecar.health import RELEASE
 
 Schema = Mapping[str, Any]
+Guards = Sequence[Mapping[str, Sequence[str]]]
 
 OPENAPI: Final = "/openapi.json"
 EVENTS: Final = "text/event-stream"
@@ -48,7 +49,8 @@ ERROR: Final[Schema] = {
 class Call:
     """One call. answer: schema of a 200. refusals: statuses of its failures.
 
-    body: a schema; a call without takes none, or does not look at it. media: of a 200.
+    body: a schema; a call without takes none, or does not look at it. media: of a 200. guards:
+    names of what lets a request in, in alternatives; none: anybody may call it.
     """
 
     method: str
@@ -61,6 +63,7 @@ class Call:
     parameters: Sequence[Schema] = ()
     media: str = JSON_TYPE
     other_answers: Mapping[int, Schema] = field(default_factory=dict)
+    guards: Guards = ()
 
 
 def ref(name: str) -> Schema:
@@ -113,7 +116,11 @@ def schemas_of(bodies: Mapping[str, TypeAdapter[Any]]) -> dict[str, Schema]:
 
 
 def document(
-    title: str, description: str, calls: Iterable[Call], schemas: Mapping[str, Schema]
+    title: str,
+    description: str,
+    calls: Iterable[Call],
+    schemas: Mapping[str, Schema],
+    guards: Mapping[str, Schema],
 ) -> dict[str, Any]:
     """The document of one listener."""
     paths: dict[str, dict[str, Any]] = {}
@@ -123,12 +130,13 @@ def document(
         "openapi": "3.1.0",
         "info": {"title": title, "description": description, "version": RELEASE},
         "paths": paths,
-        "components": {"schemas": {"Error": ERROR, **schemas}},
+        "components": {"schemas": {"Error": ERROR, **schemas}, "securitySchemes": dict(guards)},
     }
 
 
 def _operation(call: Call) -> dict[str, Any]:
-    statuses = sorted({*call.refusals, *call.other_answers})
+    guarded = (401, 403) if call.guards else ()
+    statuses = sorted({*call.refusals, *call.other_answers, *guarded})
     answers: dict[str, Any] = {
         "200": {"description": "Done.", "content": {call.media: {"schema": call.answer}}}
     }
@@ -144,6 +152,8 @@ def _operation(call: Call) -> dict[str, Any]:
         "summary": call.summary,
         "responses": answers,
     }
+    if call.guards:
+        operation["security"] = list(call.guards)
     if call.parameters:
         operation["parameters"] = list(call.parameters)
     if call.body is not None:
@@ -156,7 +166,8 @@ def _operation(call: Call) -> dict[str, Any]:
 
 _WORDS = {
     400: "What is asked is not valid; the message says where, and what is allowed.",
-    403: "Not allowed here.",
+    401: "Who asks has not said who it is, or not rightly.",
+    403: "Not allowed here, or to who asks.",
     409: "It does not fit the present state.",
     410: "What it refers to is gone, or was lost.",
     413: "Too much at once.",

@@ -5,6 +5,7 @@ What is said of answers is held to the truth by a test that runs against a real 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from sidecar.openapi import (
     TEXT,
     VECTOR,
     Call,
+    Guards,
     Schema,
     by_name,
     document,
@@ -33,6 +35,7 @@ from sidecar.openapi import (
     ref,
     shape,
 )
+from sidecar.security.names import ADMIN_HEADER
 
 ID: Final[Schema] = {"type": "string", "pattern": "^[a-z0-9][a-z0-9-]{0,31}$"}
 _CURSOR: Final[Schema] = {"type": "string", "format": "conflict-cursor"}
@@ -337,12 +340,26 @@ CALLS: Final = (
 )
 
 
+_GUARDED: Final[Guards] = ({"marked": ()}, {"marked": (), "token": ()})
+"""The token is asked for where `security.admin.token_file` is set."""
+
+_GUARDS: Final = {
+    "marked": {
+        "type": "apiKey",
+        "in": "header",
+        "name": ADMIN_HEADER,
+        "description": "1: what a web page of another origin cannot send.",
+    },
+    "token": {"type": "http", "scheme": "bearer"},
+}
+
+
 def admin_document() -> dict[str, Any]:
     """The document."""
     return document(
         "sidecar, admin listener",
         "What operators and Prometheus call. Errors are `{error, message}`: docs/admin.md.",
-        CALLS,
+        (replace(one, guards=_GUARDED) if one.method == "POST" else one for one in CALLS),
         {
             "Status": _STATUS,
             "Target": _TARGET,
@@ -351,4 +368,5 @@ def admin_document() -> dict[str, Any]:
             "Conflict": _CONFLICT,
             "Version": _VERSION,
         },
+        _GUARDS,
     )

@@ -4,6 +4,7 @@ The shapes of bodies are those by which they are checked (`bodies`); what is sai
 to the truth by a test that runs against a real node.
 """
 
+from dataclasses import replace
 from typing import Any, Final
 
 from sidecar.api import bodies
@@ -17,6 +18,7 @@ from sidecar.openapi import (
     OPENAPI,
     TEXT,
     Call,
+    Guards,
     Schema,
     document,
     header,
@@ -187,6 +189,12 @@ CALLS: Final = (
 )
 
 
+_OPTIONAL: Final[Guards] = ({}, {"key": ()})
+"""A key is asked for where `security.app.keys_file` is set."""
+
+_GUARDS: Final = {"key": {"type": "http", "scheme": "bearer"}}
+
+
 def app_document() -> dict[str, Any]:
     """The document."""
     schemas = schemas_of(
@@ -204,8 +212,9 @@ def app_document() -> dict[str, Any]:
     return document(
         "sidecar, app listener",
         "The native API. Errors are `{error, message}`; what each word means is in docs/api.md.",
-        CALLS,
+        (replace(one, guards=_OPTIONAL) if one.path.startswith(_BASE) else one for one in CALLS),
         schemas,
+        _GUARDS,
     )
 
 

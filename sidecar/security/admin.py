@@ -73,7 +73,7 @@ class AdminGuard:
                 f"{hdrs.ORIGIN} {origin[:80]!r}: pages of other servers change nothing here",
                 403,
             )
-        if ADMIN_HEADER not in request.headers:
+        if request.headers.get(ADMIN_HEADER) != "1":
             raise Refused(
                 "header_missing",
                 f"{request.method} {request.path[:80]} changes the state of this node, and needs "

@@ -12,7 +12,7 @@ import pytest
 from sidecar.core.conflict import Rules
 from sidecar.core.relationship import Change, Identity, Operation, Relationship
 from sidecar.core.vector import Vector, Version
-from sidecar.errors import Unavailable
+from sidecar.errors import Refused, Unavailable
 from sidecar.store.calls import AbsorbOutcome, MergeOutcome, Phase, Way
 from tests.lua.replicas import sibling_of
 from tests.servers import RealValkey
@@ -112,6 +112,32 @@ async def test_what_continues_something_that_is_missing_is_a_gap(opened: Opens) 
     before = await view(here.store, BUCKETS)
     merged = await here.store.merge((await lines_of(there.store))[-1])
     assert merged.outcome is MergeOutcome.GAP
+    assert await view(here.store, BUCKETS) == before
+
+
+async def test_what_comes_of_a_node_that_nobody_knows_waits_and_others_go_on(
+    opened: Opens,
+) -> None:
+    """The topology may be on its way: it is taken when the node is in it."""
+    here, there, third = await opened("a"), await opened("b"), await opened("c")
+    await insert(there)
+    await insert(third, FOLDER)
+    unknown = await lines_of(there.store)
+    batch = b"\n".join([*unknown, *await lines_of(third.store)])
+    merged = await here.store.merge(batch, ["a", "c"])
+    assert list(merged.parked) == [there.store.origin]
+    assert await siblings(here.store) == set()
+    assert len(await siblings(here.store, FOLDER)) == 1
+    assert not (await here.store.merge(b"\n".join(unknown), ["a", "b", "c"])).parked
+    assert len(await siblings(here.store)) == 1
+
+
+async def test_a_page_with_writes_of_a_node_that_nobody_knows_is_refused(opened: Opens) -> None:
+    here, there = await opened("a"), await opened("b")
+    await insert(there)
+    before = await view(here.store, BUCKETS)
+    with pytest.raises(Refused):
+        await here.store.absorb(await page_of(there.store, BUCKETS), Way.JOIN, nodes=["a", "c"])
     assert await view(here.store, BUCKETS) == before
 
 
