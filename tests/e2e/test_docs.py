@@ -24,6 +24,8 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from sidecar.cli import app
+from sidecar.security.app_keys import LEAST_KEY
+from tests.certificates import Authority
 from tests.documents import ROOT, Block, blocks, commands
 from tests.e2e.test_demo import Demo, running_demo
 from tests.world import clean_environ
@@ -33,6 +35,7 @@ A_WHILE_S = 2.0
 """How long what never ends may run; it must have said something by then."""
 
 ONE_OF_ACME = '{"resource": "document:a", "relation": "viewer", "subject": "user:anna"}\n'
+KEYS = "secrets/app-keys.yaml"
 PRIMARY = ("--strategy", "primary_replica")
 
 # -- what is not run as it stands, and why ---------------------------------------------------------
@@ -57,7 +60,7 @@ NOT_HERE = {
 
 REFUSED = {
     r"sidecar accept-loss": "there is no loss to accept",
-    r"sidecar parked drop": "is parked there",
+    r"sidecar parked (drop|release)": "is parked there",
     r"sidecar (adopt|reapply|held)": "no database",
     r"sidecar reset (?!.*--yes)": "nothing was deleted",
 }
@@ -287,12 +290,34 @@ def check_config(file: Path, *options: str) -> Result:
     return CliRunner().invoke(app, ["check-config", str(file), *options], env=ours)
 
 
+def prove(folder: Path) -> None:
+    """The files that `security` speaks of in the docs, where they are not there yet."""
+    authority = Authority()
+    node = authority.issue(folder / "tls", ["node1"])
+    authority.write(folder / "tls" / "ca.crt")
+    for suffix, file in ((".crt", node.certificate), (".key", node.key)):
+        (folder / "tls" / f"app{suffix}").write_bytes(file.read_bytes())
+    secrets = folder / "secrets"
+    secrets.mkdir(exist_ok=True)
+    for name in ("peer.key", "admin.token"):
+        (secrets / name).write_text("0123456789abcdef" * 4)
+    if not (folder / KEYS).exists():
+        (folder / KEYS).write_text("keys: []\n")
+    for file in secrets.iterdir():
+        file.chmod(0o600)
+
+
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.where)
 def test_a_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
     documents = list(yaml.safe_load_all(block.text))
     if any(str(next(iter(one), "")) in NOT_OURS for one in documents if isinstance(one, dict)):
         return
     (fragment,) = documents
+    if "keys" in fragment:
+        # The file that `security.app.keys_file` names; the keys themselves are shortened there.
+        (tmp_path / KEYS).parent.mkdir()
+        (tmp_path / KEYS).write_text(block.text.replace("…", "0" * LEAST_KEY))
+        fragment = {"security": {"app": {"keys_file": KEYS}}}
     if "agent" in fragment:
         fragment = {"replication": fragment}
     regions = fragment.get("replication", {}).get("regions")
@@ -308,6 +333,8 @@ def test_a_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(merged(base, fragment)))
     (tmp_path / "winner.lua").write_text((ROOT / "config" / "winner.lua").read_text())
     (tmp_path / "spicedb.key").write_text("secret\n")
+    if "security" in fragment:
+        prove(tmp_path)
     done = check_config(file)
     assert done.exit_code == 0, f"{file.read_text()}\n--\n{done.output}"
     assert "note:" not in done.output, done.output

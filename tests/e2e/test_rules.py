@@ -83,7 +83,8 @@ def test_a_script_that_is_not_symmetric_starts_no_node(tmp_path: Path) -> None:
         "A = delete at 1 by a.1; B = delete at 1 by b.1"
     )
     for command in (("check-config", str(file)), ("run", "--config", str(file))):
-        environ = {"INFERADB__REDIS__URL": f"embedded:{tmp_path}/data", "INFERADB__LISTEN__APP": ""}
+        environ = {"INFERADB__REDIS__URL": f"embedded:{tmp_path}/data"}
+        environ |= {f"INFERADB__LISTEN__{name}": "127.0.0.1:0" for name in ("APP", "PEER", "ADMIN")}
         done = sidecar(*command, environ=environ)
         assert done.returncode == 2, done.stdout
         assert complaint in done.stderr
