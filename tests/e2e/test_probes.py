@@ -102,6 +102,8 @@ def test_a_node_that_goes_says_so_and_serves_meanwhile(make_world: MakeWorld) ->
     """Its connections are closed politely, and the other node sends nothing more there."""
     world = make_world().start()
     us, eu = world.nodes
+    health = "inferadb_sidecar_node_health{node1}"
+    wait_until(lambda: eu.metrics()[health] == 2, "the other node sends requests there")
     poller = Poller(us)
     wait_until(lambda: len(poller.told) > 3, "it is asked")
     kept = http.client.HTTPConnection(HOST, us.app_port, timeout=30)
