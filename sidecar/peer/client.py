@@ -76,7 +76,7 @@ class Dialler(Connections):
                 "not_let_in", f"{target} at {endpoint} takes no session: HTTP {error.status}"
             ) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            detail = str(error) or f"no answer within {self._timeout_s:.0f} s"
+            detail = why_not(error) or f"no answer within {self._timeout_s:.0f} s"
             raise Unavailable(
                 "unreachable", f"{target} cannot be reached at {endpoint}: {detail}"
             ) from error

@@ -1,5 +1,6 @@
 """What everything that dials the peer listeners of other nodes shares: a session of connections."""
 
+import os
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +14,13 @@ KEEPALIVE_S = 15.0
 
 def why_not(error: BaseException) -> str:
     """What became of a connection, in words; "" for silence."""
-    return handshake_refusal(error) if isinstance(error, aiohttp.ClientSSLError) else str(error)
+    if isinstance(error, aiohttp.ClientSSLError):
+        return handshake_refusal(error)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        # Its own text names the address a third time, and what TLS was set.
+        number, said = error.os_error.errno, error.os_error.strerror
+        return os.strerror(number) if number and number > 0 else said or str(error)
+    return str(error)
 
 
 class Connections:
