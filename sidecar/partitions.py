@@ -108,6 +108,11 @@ class Partitions:
         for one in self:
             yield from one.loops()
 
+    def call(self, node: str) -> None:
+        """A node serves again: try to reach it now."""
+        for one in self:
+            one.shipping.call(node)
+
     async def hand_over(self, timeout_s: float) -> None:
         """Wait until every connected target has what was written here, for so long at most."""
         await asyncio.gather(*(one.shipping.hand_over(timeout_s) for one in self))

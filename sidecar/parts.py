@@ -73,8 +73,11 @@ async def built(
     def own_health() -> NodeHealth:
         return health.seen_by_router()
 
+    def serves_again(node: str) -> None:
+        partitions.call(node)
+
     # Sessions let nodes be asked, and this node's own health is that of its sessions' stores.
-    probes = Probes(_others(config), calls, own_health, metrics)
+    probes = Probes(_others(config), calls, own_health, metrics, serves_again=serves_again)
     partitions = await stack.enter_async_context(
         Partitions(config, url, metrics, dialler, calls, session_ended=probes.ask_now)
     )

@@ -73,7 +73,8 @@ class _Standing:
 class Probes:
     """The health of every node, as this one sees it.
 
-    own: how this node itself is; asked anew each time, because it costs nothing.
+    own: how this node itself is; asked anew each time, because it costs nothing. serves_again: told
+    of a node that could not be reached, or did not serve, and does.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class Probes:
         metrics: Metrics,
         *,
         interval_s: float = INTERVAL_S,
+        serves_again: Callable[[str], None] = lambda node: None,
     ) -> None:
+        self._serves_again = serves_again
         self._others = {node.id: node for node in others}
         self._asking: dict[NodeId, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
@@ -192,3 +195,4 @@ class Probes:
             )
         else:
             log.info("a node serves again", extra={"peer": node, "health": health.value})
+            self._serves_again(node)

@@ -94,6 +94,8 @@ class Target:
         self.cursor = self.stored_cursor = 0
         self.oldest_pending: int | None = None
         self.sender: Sender | None = None
+        # Set when there is reason to try before the time has come.
+        self.called = asyncio.Event()
 
 
 class Shipping:
@@ -213,6 +215,11 @@ class Shipping:
             await self._end([node])
         self._begin()
 
+    def call(self, node: str) -> None:
+        """A node serves again: try to reach it now, not when its turn comes."""
+        for target in self._meant(node):
+            target.called.set()
+
     # -- all of them ------------------------------------------------------------------------------
 
     def held(self) -> int | None:
@@ -240,6 +247,7 @@ class Shipping:
                 max=self._retries.longest_s,
                 jitter=self._retries.delay_s,
             ),
+            sleep=partial(_wait, target.called),
             before_sleep=lambda attempt: self._note_failure(target, attempt),
         )
         while True:
@@ -247,6 +255,7 @@ class Shipping:
             await attempts(self._session, target)
 
     async def _session(self, target: Target) -> None:
+        target.called.clear()
         self._metrics.attempted(target.node)
         await self._store.opened()
         await self._peers.prepare()
@@ -458,6 +467,13 @@ class Shipping:
             waiting = await self._store.feed_after(target.acknowledged, 100)
             own = (e for e in waiting if e.origin == self._store.origin)
             target.oldest_pending = next((e.timestamp for e in own), None)
+
+
+async def _wait(called: asyncio.Event, seconds: float) -> None:
+    """Until the next attempt; less when the target is called before."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await called.wait()
 
 
 class _Conversation:

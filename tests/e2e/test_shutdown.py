@@ -8,7 +8,7 @@ import time
 from tests.e2e.conftest import MakeWorld
 from tests.servers import free_ports
 from tests.waiting import wait_until
-from tests.world import WRITE, Answer, Node, Triple, documents
+from tests.world import WRITE, Answer, Node, Triple, ask, documents
 
 DRAIN_LIMIT_S = 20.0
 
@@ -139,3 +139,20 @@ def test_a_second_sidecar_on_the_same_ports_is_refused(make_world: MakeWorld) ->
     *_, last = second.log.splitlines()
     assert last.startswith("sidecar: listen.admin: cannot listen on")
     assert first.is_serving
+
+
+def test_a_node_that_is_back_is_shipped_to_at_once(make_world: MakeWorld) -> None:
+    """However long the sender had meant to wait before it tries again."""
+    agent = {"max_retries": 1, "retry_delay_ms": 60_000}
+    world = make_world(replication={"agent": agent, "probe_interval_max_s": 600}).start()
+    us, eu = world.nodes
+    world.settle()
+    eu.kill()
+    wait_until(
+        lambda: ask(us.admin_port, "GET", "/status").body["health"]["node2"] == "unreachable",
+        "node1 does not notice that node2 has gone",
+    )
+    us.insert(*documents(range(3)))
+    eu.start()
+    arrived = set(documents(range(3)))
+    wait_until(lambda: eu.triples() == arrived, "node1 waits for its turn", limit_s=30)

@@ -100,6 +100,19 @@ async def test_a_session_that_ended_lets_a_node_be_asked_before_its_turn() -> No
         await end([running])
 
 
+async def test_a_node_that_serves_again_is_told_of_once() -> None:
+    """Whoever waits to try again may try now."""
+    script: Any = Script("healthy away away healthy degraded healthy")
+    told: list[str] = []
+    probes = Probes(
+        [OTHER], script, lambda: HEALTHY, Metrics(), interval_s=0.0, serves_again=told.append
+    )
+    running = asyncio.create_task(probes.run())
+    await script.is_over.wait()
+    await end([running])
+    assert told == ["n2"]
+
+
 def test_this_node_is_asked_directly_and_can_not_be_doubted() -> None:
     probes = probes_of(Script(""))
     probes.doubt(OWN)
