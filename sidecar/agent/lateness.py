@@ -42,21 +42,23 @@ class Lateness:
         if told.heard_us < now_us - PRESENT_US:
             return 0
         named = self._named.setdefault(node, deque(maxlen=MAX_NAMED))
+        written = self._written(told.vector)
         if not named or named[-1][0] != told.heard_us:
-            named.append((told.heard_us, self._written(told.vector)))
-        while named and _is_here(named[0][1], here):
+            named.append((told.heard_us, written))
+        # What was named before its incarnation died may never come.
+        while named and not _missing(named[0][1], here, written):
             self._whole_us[node] = named.popleft()[0]
         if not named:
             # Kept, or what was heard last would be taken for new.
             named.append((told.heard_us, {}))
             return 0
-        heard_us, missing = named[0]
+        heard_us, wanted = named[0]
         if heard_us > now_us - ON_ITS_WAY_US:
             return 0
         if node in self._whole_us:
             return (now_us - self._whole_us[node]) // 1000
         # It was late already when it was looked at for the first time.
-        reached = min(here.get(o, 0) for o, at in missing.items() if here.get(o, 0) < at)
+        reached = min(here.get(origin, 0) for origin in _missing(wanted, here, written))
         return max(0, self._wall_us() - reached) // 1000
 
     def _written(self, vector: Vector) -> Vector:
@@ -67,5 +69,6 @@ class Lateness:
         return {o: vector[o] for node, o in newest.items() if node != self._me}
 
 
-def _is_here(named: Vector, here: Vector) -> bool:
-    return all(here.get(origin, 0) >= at for origin, at in named.items())
+def _missing(named: Vector, here: Vector, written: Vector) -> list[str]:
+    """The origins that go on of which this node has less than was named."""
+    return [o for o, at in named.items() if here.get(o, 0) < at and o in written]

@@ -131,6 +131,8 @@ class Peers:
         self.rows = Rows(me, members)
         self.told: dict[str, Told] = {}
         self._is_prepared, self._asks_until_us = False, 0
+        # Whether this node was new no more in a topology before the present one.
+        self._is_whole = False
         self._proofs: set[str] = set()
         self._deciding = asyncio.Lock()
         self._phase_since_us: tuple[str, Phase, int] = ("", Phase.UNPROVEN, 0)
@@ -169,6 +171,8 @@ class Peers:
         before anybody is told.
         """
         async with self._ticking, self._preparing:
+            # Those it had everything of may go: what is left of that it has, and others join it.
+            self._is_whole = self._is_whole or (bool(self._others) and not self._never_met)
             self.rows.adapt(members)
             self._meet(neighbours)
             gone = self.told.keys() - set(self.rows.members)
@@ -220,7 +224,11 @@ class Peers:
     @property
     def is_new(self) -> bool:
         """Whether this node has never had all that some other node had."""
-        return bool(self._others) and not any(n in self.rows.known for n in self._others)
+        return bool(self._others) and not self._is_whole and self._never_met
+
+    @property
+    def _never_met(self) -> bool:
+        return not any(node in self.rows.known for node in self._others)
 
     @property
     def joins(self) -> str:

@@ -7,6 +7,7 @@ the feed where it is.
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -130,6 +131,7 @@ class Shipping:
         # Those that come later are paused as well.
         self._all_paused = self._is_halted = False
         self._group: asyncio.TaskGroup | None = None
+        self._context = contextvars.copy_context()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.window = limits.window
         metrics.has_targets({t.node: self._lag_of(t) for t in self.targets})
@@ -137,6 +139,8 @@ class Shipping:
     async def run(self) -> None:
         """Ship to every target for ever."""
         await self._store.opened()
+        # What sessions log is about this partition, and never about the request that began them.
+        self._context = contextvars.copy_context()
         try:
             async with asyncio.TaskGroup() as self._group:
                 self._begin()
@@ -152,10 +156,17 @@ class Shipping:
         loops |= {t.node: partial(self._ship, t) for t in self.targets if not t.is_paused}
         for name, loop in loops.items():
             if name not in self._tasks or self._tasks[name].done():
-                self._tasks[name] = self._group.create_task(loop(), name=f"ship to {name}")
+                self._tasks[name] = self._group.create_task(
+                    loop(), name=f"ship to {name}", context=self._context.copy()
+                )
 
     async def _end(self, names: Iterable[str]) -> None:
-        await end(self._tasks.pop(name) for name in list(names) if name in self._tasks)
+        # They stay listed until they have ended, or another session would begin beside the old one.
+        ending = {name: self._tasks[name] for name in names if name in self._tasks}
+        await end(ending.values())
+        for name, task in ending.items():
+            if self._tasks.get(name) is task:
+                del self._tasks[name]
 
     # -- what an operator changes -----------------------------------------------------------------
 
@@ -190,6 +201,7 @@ class Shipping:
         for target in found:
             target.is_paused = True
         await self._end(target.node for target in found)
+        self._begin()  # those that were resumed meanwhile
         for target in found:
             # Nobody tries to reach it any more.
             target.is_unreachable = False

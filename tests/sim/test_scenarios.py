@@ -335,6 +335,34 @@ def test_a_new_node_joins_empty_and_gets_everything(strategy: ConflictResolution
     assert world.happened["transfers"] >= 1
 
 
+@pytest.mark.xfail(strict=True, reason="a new node takes writes before it has what others have")
+def test_what_a_new_node_writes_before_it_has_joined_is_the_same_everywhere() -> None:
+    """c comes when a has collected a revocation and b has not, and writes without knowing it."""
+    world = world_of(DELETE_WINS, mesh(["a", "b", "c"]), absent="c")
+    # Not known to a and b: they do not wait for it.
+    world.nodes["c"].is_restored = True
+    old = [world.nodes[name] for name in ("a", "b")]
+    for node in old:
+        run(node.peers.adapt(["a", "b"], None))
+    world.insert("a", TUPLE)
+    world.run_for(3 * S)
+    world.sync()
+    world.delete("a", TUPLE)
+    world.run_for(400 * MS)
+    world.sync()
+    world.cut = {("a", "b")}
+    wait_until(world, lambda: TUPLE not in world.nodes["a"].store.disk.tuples)
+    assert TUPLE in world.nodes["b"].store.disk.tuples
+    for node in old:
+        run(node.peers.adapt(["a", "b", "c"], None))
+    world.cut_off("c")
+    world.nodes["c"].start()
+    wait_until(world, lambda: world.nodes["c"].store.phase is Phase.EXPOSED)
+    assert world.insert("c", TUPLE) is not None
+    world.mend()
+    world.settle()
+
+
 @each_strategy
 def test_a_cut_in_one_direction_only_delays(strategy: ConflictResolutionStrategy) -> None:
     """b hears nothing of a, though a hears of b."""

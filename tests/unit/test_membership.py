@@ -312,6 +312,23 @@ def test_a_new_node_joins_until_it_has_what_another_has() -> None:
     assert alone.peers.joins == "", "nobody is there to wait for"
 
 
+def test_a_node_whose_only_other_is_replaced_is_not_new_again() -> None:
+    """Both would say that they are new, and the one that comes be ready with nothing."""
+    first, second = Simulated("n1", ["n1", "n2"]), Simulated("n2", ["n1", "n2"])
+    meet(first, second)
+    _learn(first, second)
+    meet(first, second)
+    assert not first.peers.is_new
+    first.adapt(["n1", "n3"])
+    third = Simulated("n3", ["n1", "n3"])
+    first.greet(third)
+    assert not first.peers.is_new
+    assert "does not have yet what n1 has" in third.peers.joins
+    # One that had nothing yet has still nothing, whoever comes and goes.
+    third.adapt(["n2", "n3"])
+    assert third.peers.is_new
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -87,6 +87,18 @@ def test_own_writes_and_those_of_dead_incarnations_are_not_waited_for() -> None:
     assert late.ms(told, {EU: 1}) == 0
 
 
+def test_what_a_node_told_and_then_lost_is_not_waited_for() -> None:
+    """It crashed with its last second: nobody has that, and it must not take this node out."""
+    clock = Clock()
+    late = clock.lateness()
+    assert late.ms(clock.told({EU: 5}), {EU: 5}) == 0
+    clock.move(SECOND)
+    assert late.ms(clock.told({EU: 9}), {EU: 5}) == 0, "it is on its way"
+    clock.move(SECOND)
+    again = {EU: 5, "eu1.bbbbbbbb0000": 20}
+    assert late.ms(clock.told(again), again) == 0
+
+
 def test_nobody_asks_so_nobody_is_waited_for() -> None:
     askers = Askers()
     assert askers.grace_s(0.0) == 0.0
