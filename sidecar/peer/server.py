@@ -288,7 +288,7 @@ def peer_app(
     """The application of the peer listener."""
     app = web.Application(client_max_size=MAX_FRAME_BYTES, middlewares=guards)
     app.router.add_get(PATH, reception.serve)
-    app.router.add_get("/health", health.answer)
+    app.router.add_get("/health", health.answer_nodes)
     for each in calls:
         each.add_to(app)
     app.on_shutdown.append(reception.close)
