@@ -139,6 +139,24 @@ class Health:
         is_away = all(store.serves_not_because for store in stores)
         return NodeHealth.UNREACHABLE if is_away else NodeHealth.HEALTHY
 
+    def withheld(self, reasons: Sequence[str]) -> list[str]:
+        """The same, without text that may name what is stored: for whoever is in other regions."""
+        behind = self._database is not None
+        # Without a database only of restricted tenants nothing is said in words.
+        return [
+            reason.partition(":")[0] if behind or reason.startswith("tenants of ") else reason
+            for reason in reasons
+        ]
+
+    async def answer_nodes(self, _: web.Request) -> web.Response:
+        """The same as `answer` on the peer listener, where anybody may ask, and from any region."""
+        is_serving, shown = self.check()
+        reasons = shown["reasons"]
+        assert isinstance(reasons, list)
+        return web.json_response(
+            {**shown, "reasons": self.withheld(reasons)}, status=200 if is_serving else 503
+        )
+
     async def answer(self, _: web.Request) -> web.Response:
         """200 while reads and writes are served, 503 otherwise."""
         is_serving, shown = self.check()

@@ -93,9 +93,8 @@ class NodeStatus:
         database = shown["database"]
         restricted = {name: _withheld(one) for name, one in shown["partitions"].items()}
         shown["parked"] = _without_reasons(shown["parked"])
-        of_tenants = _before_colon if database is not None else _withheld_reason
         for words in ("reasons", "not_ready_because"):
-            shown[words] = [of_tenants(reason) for reason in shown[words]]
+            shown[words] = self._health.withheld(shown[words])
         if database is not None:
             hidden = {"away_because", "failing_because"}
             shown["database"] = {
@@ -118,16 +117,6 @@ def _withheld(one: JsonObject) -> JsonObject:
 
 def _without_reasons(parked: list[JsonObject] | None) -> list[JsonObject] | None:
     return None if parked is None else [row | {"reason": _WITHHELD} for row in parked]
-
-
-def _withheld_reason(reason: str) -> str:
-    """Only of restricted tenants nothing is said in words."""
-    return _before_colon(reason) if reason.startswith("tenants of ") else reason
-
-
-def _before_colon(reason: str) -> str:
-    """What is wrong, without the words of whoever said so."""
-    return reason.partition(":")[0]
 
 
 async def _status_of(one: Partition) -> JsonObject:

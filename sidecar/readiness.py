@@ -7,7 +7,7 @@ see that it no longer is before it goes. What a person wants to know is at /heal
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aiohttp import web
@@ -91,13 +91,16 @@ class Readiness:
 
     def routes(self) -> Mapping[str, Route]:
         """path -> what a GET of it answers."""
-        return dict(zip(PROBES, map(self._answers.guarded, (self.live, self.ready)), strict=True))
+        return self._routes(self.ready)
 
-    def add_to(self, *apps: web.Application) -> None:
-        """Serve both there."""
-        for app in apps:
-            for path, route in self.routes().items():
+    def add_to(self, admin: web.Application, peer: web.Application) -> None:
+        """Serve both there; on the peer listener without text that may name what is stored."""
+        for app, ready in ((admin, self.ready), (peer, self.ready_to_nodes)):
+            for path, route in self._routes(ready).items():
                 app.router.add_get(path, route)
+
+    def _routes(self, ready: Route) -> Mapping[str, Route]:
+        return dict(zip(PROBES, map(self._answers.guarded, (self.live, ready)), strict=True))
 
     async def live(self, _: web.Request) -> web.Response:
         """200: this process answers, whatever becomes of its Redis and its peers."""
@@ -105,10 +108,19 @@ class Readiness:
 
     async def ready(self, request: web.Request) -> web.Response:
         """200 while applications are served here, 503 otherwise. Raises Refused."""
+        return self._ready(request, list)
+
+    async def ready_to_nodes(self, request: web.Request) -> web.Response:
+        """The same, as anybody may know it. Raises Refused."""
+        return self._ready(request, self._health.withheld)
+
+    def _ready(
+        self, request: web.Request, shown_of: Callable[[Sequence[str]], list[str]]
+    ) -> web.Response:
         most_ms = _most_ms(request)
         address = request.transport and request.transport.get_extra_info("sockname")
         self.askers.note(f"{request.remote} {address}", time.monotonic())
-        reasons, lag = [*self._health.not_ready_because(), *self._joining()], {}
+        reasons, lag = shown_of([*self._health.not_ready_because(), *self._joining()]), {}
         if most_ms is not None:
             lag = {"lag_ms": self.lag_ms()}
             if lag["lag_ms"] > most_ms:

@@ -34,7 +34,8 @@ class Doubts:
 
     async def doubt(self, request: web.Request) -> web.Response:
         """`{"node"}` -> `{"health"}`, after that node was asked. Raises Refused."""
-        node = _node_of(await request.content.read(MAX_BODY_BYTES))
+        # Where nodes sign, the guard has read it already; then nothing is left in the stream.
+        node = _node_of(await request.read())
         try:
             async with asyncio.timeout(ASK_S):
                 health = await self._probes.ask(NodeId(node))
@@ -48,7 +49,7 @@ class Doubts:
 
 def _node_of(raw: bytes) -> str:
     try:
-        body = json.loads(raw)
+        body = json.loads(raw) if len(raw) <= MAX_BODY_BYTES else None
     except (ValueError, RecursionError):
         body = None
     node = body.get("node") if isinstance(body, dict) else None

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http import WebSocketReader
 from aiohttp.typedefs import Middleware
 
 from sidecar.agent.incoming import Frame, Incoming, Intake
@@ -28,6 +29,9 @@ READ_AHEAD = 8
 
 MAX_MERGE_BYTES = 128 * 1024
 """Batches that wait are merged together up to this, so that Redis never blocks for long."""
+
+MAX_UNPROVED_BYTES = 1024 * 1024
+"""Of a frame of who has not proved yet who it is: a hello names each origin, and no more."""
 
 MAX_REMEMBERED = 1000
 """Sources whose refusal is remembered; beyond it all are forgotten and logged anew."""
@@ -159,6 +163,23 @@ class Receiver:
                 await _send(socket, await session.on_frame(*frame))
 
 
+class _Socket(web.WebSocketResponse):
+    """A link whose frames may be large only when it is known who sends them."""
+
+    def take_large(self) -> None:
+        """From the next frame on. The hello was read, and nothing follows it before its answer."""
+        if self._max_msg_size == MAX_FRAME_BYTES or self._req is None or self._reader is None:
+            return
+        protocol = self._req.protocol
+        self._max_msg_size = MAX_FRAME_BYTES
+        # aiohttp fixes the limit when a link begins.
+        self._parser = WebSocketReader(
+            self._reader, MAX_FRAME_BYTES, compress=False, decode_text=self._decode_text
+        )
+        protocol._payload_parser = None
+        protocol.set_parser(self._parser)
+
+
 class Reception:
     """Hands each link that comes in to the partition that its hello names.
 
@@ -177,9 +198,9 @@ class Reception:
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """One link, to its end."""
-        socket = web.WebSocketResponse(
-            max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=1.0, autoping=True
-        )
+        # What comes before the proof is anybody's, and stands in memory until a frame is whole.
+        most = MAX_UNPROVED_BYTES if self._links.proves else MAX_FRAME_BYTES
+        socket = _Socket(max_msg_size=most, compress=False, timeout=1.0, autoping=True)
         try:
             await socket.prepare(request)
         except ConnectionError:
@@ -192,6 +213,7 @@ class Reception:
                 receiver = self._receivers.get(str(hello.get("partition")), receiver)
                 if self._links.proves and hello.get("node") not in names:
                     raise _other_name(hello.get("node"), names)
+                socket.take_large()
                 await receiver.serve(socket, hello, remote)
         except ConnectionError:
             pass  # it has gone while it was asked who it is
@@ -235,7 +257,9 @@ def _other_name(claimed: object, names: frozenset[str]) -> Refused:
 async def _next(socket: web.WebSocketResponse, timeout_s: float) -> Frame | None:
     """The next frame; None when the other end has closed, or been silent for too long."""
     try:
-        message = await socket.receive(timeout=timeout_s)
+        # Of its own, because that of `receive` begins anew with each ping.
+        async with asyncio.timeout(timeout_s):
+            message = await socket.receive()
     except TimeoutError:
         return None
     if message.type is aiohttp.WSMsgType.ERROR:
@@ -264,7 +288,7 @@ def peer_app(
     """The application of the peer listener."""
     app = web.Application(client_max_size=MAX_FRAME_BYTES, middlewares=guards)
     app.router.add_get(PATH, reception.serve)
-    app.router.add_get("/health", health.answer)
+    app.router.add_get("/health", health.answer_nodes)
     for each in calls:
         each.add_to(app)
     app.on_shutdown.append(reception.close)

@@ -1,4 +1,4 @@
-"""What changes the state of a node over its admin listener: only what an operator sends.
+"""What an admin listener is asked for: what changes the state of a node, only by an operator.
 
 A page in an operator's browser can send requests to this listener, too: without a header of its own
 unless the listener agrees to it (it never does), with the `Origin` of the page, and under a name
@@ -26,6 +26,9 @@ SETTING: Final = "security.admin.token_file"
 
 _LOOKS = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 
+_OPEN = frozenset({"/health", "/livez", "/readyz", "/metrics"})
+"""What machines ask for, by whatever name they have for a node; no tuple is in it."""
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a listener there."""
@@ -52,12 +55,15 @@ class AdminGuard:
 
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if request.method not in _LOOKS:
-                try:
+            try:
+                if request.method not in _LOOKS:
                     self.check(request)
-                except Refused as refused:
-                    self._refusals.note(str(request.remote), refused.message)
-                    return self._answers.failure(refused)
+                elif request.path not in _OPEN and is_loopback(self._address.host):
+                    # A page whose name leads here could read whose permissions are in conflict.
+                    self._check_name(request)
+            except Refused as refused:
+                self._refusals.note(str(request.remote), refused.message)
+                return self._answers.failure(refused)
             return await handler(request)
 
         return guard
@@ -106,6 +112,9 @@ class AdminGuard:
                 f"Authorization: Bearer TOKEN{hint}",
                 401,
             )
+        self._check_name(request)
+
+    def _check_name(self, request: web.Request) -> None:
         if not self._is_own(request.host):
             raise Refused(
                 "foreign_host",

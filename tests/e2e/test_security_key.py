@@ -1,6 +1,9 @@
 """Nodes that know each other by a shared key, and what somebody can do who has not got it."""
 
+import asyncio
+import contextlib
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +85,13 @@ def test_a_request_that_no_node_signed_is_refused(world: World) -> None:
     assert ask(us.peer_port, "GET", "/health").status == 200
 
 
+def test_a_signed_doubt_is_heard(world: World) -> None:
+    """The guard reads the body first; the call must find it all the same."""
+    us, eu = world.nodes
+    answer = us.post_here("/peer/v1/doubt", {"node": eu.name})
+    assert (answer.status, answer.body) == (200, {"health": "healthy"})
+
+
 def introduction(key: str = KEY) -> dict[str, str]:
     made = proof(key.encode(), "introduce", "node2", "node1", "of-tests")
     said = {"type": "introduce", "node": "node2", "to": "node1", "nonce": "of-tests"}
@@ -127,6 +137,49 @@ async def test_a_session_without_the_key_is_refused_and_the_log_says_why(world: 
     answer, _ = await introduced(us, KEY, {**HELLO, "node": "node3"})
     assert answer["code"] == "wrong_identity"
     assert says(us, "replication session refused", "says to be 'node3'")()
+
+
+async def test_large_frames_are_taken_only_of_who_has_proved_who_it_is(world: World) -> None:
+    """Or anybody could have each connection hold 32 MiB."""
+    us = world.nodes[0]
+    large = json.dumps({**introduction(), "padding": "x" * (2 * 1024 * 1024)})
+    async with link_to(us) as socket:
+        await socket.send_str(large)
+        assert await heard(socket) == {"type": "closed", "code": 1009}
+    rows = [
+        {
+            "resource": f"large:{n}",
+            "relation": "viewer",
+            "subject": "user:a",
+            # Nothing that compression makes small.
+            "condition": {"text": secrets.token_hex(15_000)},
+        }
+        for n in range(120)
+    ]
+    assert us.post(WRITE, {"relationships": rows}, X_Tenant="large").status == 200
+    world.settle()
+    asked = {"resource_type": "large"}
+    answer = ask(
+        world.nodes[1].app_port, "POST", LIST, {**asked, "limit": 200}, {"X-Tenant": "large"}
+    )
+    assert len(answer.body["relationships"]) == 120
+    assert "broke" not in us.log
+
+
+async def test_pings_do_not_keep_open_who_says_nothing(make_world: MakeWorld) -> None:
+    world = make_world(replication={"agent": {"request_timeout_secs": 2}})
+    with_key(world)
+    world.start()
+    async with link_to(world.nodes[0]) as socket:
+        receiving = asyncio.create_task(heard(socket))
+        for _ in range(30):
+            if receiving.done():
+                break
+            with contextlib.suppress(ConnectionError):
+                await socket.ping()
+            await asyncio.sleep(0.2)
+        assert receiving.done()
+        assert (await receiving)["type"] == "closed"
 
 
 async def test_a_proof_serves_one_session_only(world: World) -> None:

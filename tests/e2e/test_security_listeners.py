@@ -121,6 +121,20 @@ def test_a_page_in_a_browser_changes_nothing(world: World) -> None:
     assert says(node, "request refused", "listener=admin", "evil.example")()
 
 
+def test_a_page_whose_name_leads_here_sees_nothing_of_what_is_stored(world: World) -> None:
+    """DNS rebinding: to the browser it is the page's own server, so it may read the answers."""
+    node = world.nodes[0]
+    rebound = {"Host": f"evil.example:{node.admin_port}"}
+    for path in ("/conflicts", "/status", "/deployment", "/events", "/parked", "/"):
+        answer = ask(node.admin_port, "GET", path, headers=rebound)
+        assert (answer.status, answer.body["error"]) == (403, "foreign_host"), path
+    for path in ("/health", "/livez", "/readyz", "/metrics"):
+        assert ask(node.admin_port, "GET", path, headers=rebound).status == 200, path
+    for host in ("localhost", "127.0.0.1", "[::1]"):
+        named = {"Host": f"{host}:{node.admin_port}"}
+        assert ask(node.admin_port, "GET", "/conflicts", headers=named).status == 200, host
+
+
 def test_an_operator_on_the_same_machine_needs_the_header_only(world: World) -> None:
     node = world.nodes[0]
     nothing_missing = (409, "not_behind")

@@ -103,6 +103,34 @@ async def test_a_partition_that_does_not_serve_degrades_the_node_and_no_more(
         assert await status_of(health) == 200
 
 
+class Telling:
+    """A database whose own words name what is stored."""
+
+    away_because = ""
+
+    def reasons(self) -> list[str]:
+        return ["the database is not told what is merged: no type 'patient' in store secret-eu"]
+
+    def facts(self) -> dict[str, object]:
+        return {"dialect": "of the tests"}
+
+
+async def test_the_peer_listener_says_nothing_that_may_name_what_is_stored(valkey_url: str) -> None:
+    """Anybody in any region may ask there, and some tenants may not be known in all of them."""
+    target = Target("eu1", "127.0.0.1:1")
+    async with opened(valkey_url) as store:
+        alone = Health(NODE, store_at("unix:///nowhere/valkey.sock"), [target])
+        health = Health(NODE, store, [], restricted={"eu-central-1": alone})
+        told = json.loads(str((await health.answer_nodes(make_mocked_request("GET", "/"))).text))
+        restricted = "tenants of eu-central-1"
+        assert told["reasons"] == [restricted] * 2
+        health.behind_stands(Telling())
+        told = json.loads(str((await health.answer_nodes(make_mocked_request("GET", "/"))).text))
+        why = "the database is not told what is merged"
+        assert told["reasons"] == [why, restricted, restricted]
+        assert "secret-eu" in str(health.check()[1])
+
+
 async def test_a_node_alone_is_healthy(valkey_url: str) -> None:
     async with opened(valkey_url) as store:
         assert Health(NODE, store, []).check()[1]["status"] == "healthy"
