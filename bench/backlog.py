@@ -5,8 +5,8 @@ import random
 import time
 
 from bench.texts import TENANT, insertion, triples
+from sidecar.commands.demo import DemoNode
 from sidecar.core.conflict import ConflictResolutionStrategy, Rules
-from sidecar.demo import DemoNode
 from sidecar.metrics import Metrics
 from sidecar.settings import Config
 from sidecar.store.calls import WriteRequest

@@ -16,7 +16,7 @@ from typing import Protocol
 import aiohttp
 
 from bench.children import START_LIMIT_S, ChildFailed, child, free_base_port
-from sidecar.demo import PORTS_PER_NODE, DemoNode, config_text, plan
+from sidecar.commands.demo import PORTS_PER_NODE, DemoNode, config_text, plan
 from sidecar.store.embedded import SOCKET_NAME
 
 WRITE_PATH = "/access/v1/relationships/write"

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sidecar.demo import DemoNode
+from sidecar.commands.demo import DemoNode
 
 ROWS = 30
 SUFFIX = ".cprofile"

@@ -37,7 +37,7 @@ def adopt_(
     write meanwhile.
     """
     with one_line():
-        from sidecar.behind import adopt, adopted_in_words
+        from sidecar.commands.behind import adopt, adopted_in_words
 
         with progress_of(count_bar()) as progress:
             task = progress.add_task("relationships read", total=None)
@@ -60,7 +60,7 @@ def reapply_(url: AdminOption = ADMIN_URL, token_file: TokenOption = None) -> No
     For a database that was emptied, restored or replaced. What it holds beside that stays.
     """
     with one_line():
-        from sidecar.behind import reapply
+        from sidecar.commands.behind import reapply
 
         count = run_here(reapply(url))
         typer.echo(f"{count:,} tuples are told to the database; `sidecar status` counts them down")
@@ -78,9 +78,9 @@ def held_(
 ) -> None:
     """Show what the database behind a node refuses, and why."""
     with one_line():
-        from sidecar.asking import tell_lines
-        from sidecar.behind import held_at, tell_held
-        from sidecar.behind import release as release_at
+        from sidecar.commands.asking import tell_lines
+        from sidecar.commands.behind import held_at, tell_held
+        from sidecar.commands.behind import release as release_at
 
         if release:
             count = run_here(release_at(url))

@@ -48,7 +48,7 @@ AdminOption = Annotated[str, typer.Option("--url", help="The admin listener of t
 
 
 def _present(file: Path | None) -> Path | None:
-    from sidecar.asking import token_file
+    from sidecar.commands.asking import token_file
 
     token_file.set(file)
     return file

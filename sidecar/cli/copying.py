@@ -20,7 +20,7 @@ from sidecar.cli.common import (
 from sidecar.errors import SidecarError
 
 if TYPE_CHECKING:
-    from sidecar.bulk import Imported
+    from sidecar.commands.bulk import Imported
 
 
 commands = typer.Typer()
@@ -38,7 +38,7 @@ def import_(
 ) -> None:
     """Write the relationships or transactions of a file, in its order."""
     with one_line():
-        from sidecar.bulk import (
+        from sidecar.commands.bulk import (
             Sidecar,
             Source,
             Watching,
@@ -93,7 +93,7 @@ def export(
 ) -> None:
     """Write all relationships of a tenant to a file, sorted, one per line."""
     with one_line():
-        from sidecar.bulk import Sidecar, Watching, bearer_of, check_url, export_file
+        from sidecar.commands.bulk import Sidecar, Watching, bearer_of, check_url, export_file
         from sidecar.core.relationship import check_tenant
 
         check_tenant(tenant)

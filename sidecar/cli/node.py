@@ -63,7 +63,7 @@ def demo(
 ) -> None:
     """Run several regions on this machine until Ctrl-C."""
     with one_line():
-        from sidecar.demo import data_folder, plan, run_demo
+        from sidecar.commands.demo import data_folder, plan, run_demo
 
         plan(regions, base_port, data_dir)
         with data_folder(data_dir, ephemeral=ephemeral) as folder:
@@ -117,8 +117,8 @@ def reset(
 ) -> None:
     """Delete all data of a stopped node: it comes back empty and gets all from the others."""
     with one_line():
+        from sidecar.commands.reset import reset_node
         from sidecar.config import load
-        from sidecar.reset import reset_node
 
         run_here(
             reset_node(load(config, node=node, environ=os.environ), is_sure=yes, say=typer.echo)

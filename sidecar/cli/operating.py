@@ -34,8 +34,8 @@ def conflicts(
 ) -> None:
     """Show the conflicts that merges on a node met, newest first; with --follow newest last."""
     with one_line():
-        from sidecar.asking import tell_lines
-        from sidecar.conflicts import ConflictTable, show_conflicts
+        from sidecar.commands.asking import tell_lines
+        from sidecar.commands.conflicts import ConflictTable, show_conflicts
 
         tell = tell_lines if as_json else ConflictTable().tell
         run_here(
@@ -64,9 +64,14 @@ def status(
     answer; 2 for bad input; 130 after Ctrl-C.
     """
     with one_line():
-        from sidecar.asking import tell_lines
-        from sidecar.operations import status_of, tell_status
-        from sidecar.overview import deployment_of, refreshing, tell_deployment, watch_deployment
+        from sidecar.commands.asking import tell_lines
+        from sidecar.commands.operations import status_of, tell_status
+        from sidecar.commands.overview import (
+            deployment_of,
+            refreshing,
+            tell_deployment,
+            watch_deployment,
+        )
 
         if watch and node_only:
             raise Refused("bad_option", "--watch shows all nodes; --node-only is shown once")
@@ -85,7 +90,7 @@ def status(
 @contextlib.contextmanager
 def _telling_lines() -> Iterator[Callable[[Any, str], None]]:
     """Tells each state as a line of JSON, and what is in the way on standard error."""
-    from sidecar.asking import tell_lines
+    from sidecar.commands.asking import tell_lines
 
     yield lambda shown, away: complain(away) if away else tell_lines([shown])
 
@@ -105,7 +110,7 @@ def accept_loss_(
     and what they had deleted is in view again. One that returns after all is caught up with.
     """
     with one_line():
-        from sidecar.operations import accept_loss
+        from sidecar.commands.operations import accept_loss
 
         done = run_here(accept_loss(url, partition))
         typer.echo(
@@ -132,7 +137,7 @@ def promote_(
     then is merged, and listed there by `sidecar conflicts`.
     """
     with one_line():
-        from sidecar.operations import promote, promoted_in_words
+        from sidecar.commands.operations import promote, promoted_in_words
 
         done = run_here(promote(url, region, timeout if wait else None))
         for line in promoted_in_words(done):
@@ -153,8 +158,8 @@ def parked(
 
 def _list_parked(url: str, as_json: bool) -> None:
     with one_line():
-        from sidecar.asking import tell_lines
-        from sidecar.operations import parked_at, tell_parked
+        from sidecar.commands.asking import tell_lines
+        from sidecar.commands.operations import parked_at, tell_parked
 
         found = run_here(parked_at(url))
         if as_json:
@@ -180,7 +185,7 @@ def release(
     reason (exit code 2): nothing is let in by force.
     """
     with one_line():
-        from sidecar.operations import release_parked
+        from sidecar.commands.operations import release_parked
 
         one = run_here(release_parked(url, origin))
         typer.echo(f"applied the transaction {one['timestamp']} of {one['origin']}")
@@ -194,7 +199,7 @@ def drop(
 ) -> None:
     """Pass over one parked transaction: this node then differs from those that have applied it."""
     with one_line():
-        from sidecar.operations import drop_parked
+        from sidecar.commands.operations import drop_parked
 
         one = run_here(drop_parked(url, origin))
         typer.echo(

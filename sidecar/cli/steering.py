@@ -21,7 +21,7 @@ def pause(
 ) -> None:
     """Stop shipping what a node writes, until `resume` or a restart; its feed keeps what waits."""
     with one_line():
-        from sidecar.steering import pause, paused_in_words
+        from sidecar.commands.steering import pause, paused_in_words
 
         typer.echo(paused_in_words(run_here(pause(url, target))))
 
@@ -34,7 +34,7 @@ def resume(
 ) -> None:
     """Ship again what a node writes; what has waited first."""
     with one_line():
-        from sidecar.steering import paused_in_words, resume
+        from sidecar.commands.steering import paused_in_words, resume
 
         typer.echo(paused_in_words(run_here(resume(url, target))))
 
@@ -47,7 +47,7 @@ def resync(
 ) -> None:
     """Give a target a full state transfer from this node now; `sidecar status` says how far."""
     with one_line():
-        from sidecar.steering import resync
+        from sidecar.commands.steering import resync
 
         done = run_here(resync(url, target))
         begins = "begins" if done["connected"] else "begins as soon as there is a session"
@@ -65,7 +65,7 @@ def reload(url: AdminOption = ADMIN_URL, token_file: TokenOption = None) -> None
     Ask every node of the topology. What needs a restart is refused, and then nothing has changed.
     """
     with one_line():
-        from sidecar.steering import reload_topology, reloaded_in_words
+        from sidecar.commands.steering import reload_topology, reloaded_in_words
 
         for line in reloaded_in_words(run_here(reload_topology(url))):
             typer.echo(line)

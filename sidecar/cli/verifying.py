@@ -12,7 +12,7 @@ from sidecar.cli.common import EXIT_UNAVAILABLE, count_bar, one_line, progress_o
 from sidecar.errors import Refused
 
 if TYPE_CHECKING:
-    from sidecar.verify import Effect, Findings
+    from sidecar.commands.verify import Effect, Findings
 
 
 commands = typer.Typer()
@@ -38,10 +38,10 @@ def verify(
 ) -> None:
     """Compare what all nodes store; exit code 1 when they differ or one cannot be reached."""
     with one_line():
+        from sidecar.commands.verify import Watching, json_of, lines_of, parts_of, plan_lines
+        from sidecar.commands.verify import verify as compare
         from sidecar.config import load_some_node
         from sidecar.security.guard import links_of_node
-        from sidecar.verify import Watching, json_of, lines_of, parts_of, plan_lines
-        from sidecar.verify import verify as compare
 
         if repair and source is None:
             raise Refused("bad_option", "--repair needs --from NODE: whose tuples are right?")

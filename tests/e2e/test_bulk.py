@@ -12,7 +12,15 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from sidecar.bulk import Exported, Imported, Sidecar, Source, Watching, export_file, import_file
+from sidecar.commands.bulk import (
+    Exported,
+    Imported,
+    Sidecar,
+    Source,
+    Watching,
+    export_file,
+    import_file,
+)
 from sidecar.errors import Refused, Unavailable
 from tests.servers import free_ports
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sidecar.overview import overview, refreshing
+from sidecar.commands.overview import overview, refreshing
 
 WIDTH = 100
 REGIONS = ("us-west-1", "eu-central-1", "ap-southeast-1", "sa-east-1")

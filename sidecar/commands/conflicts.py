@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 
 from rich.table import Table
 
-from sidecar.asking import admin_of, console, moment, printable
-from sidecar.bulk import Sidecar
+from sidecar.commands.asking import admin_of, console, moment, printable
+from sidecar.commands.bulk import Sidecar
 from sidecar.core.relationship import check_resource, format_expires_at
 from sidecar.errors import Refused, Unavailable
 

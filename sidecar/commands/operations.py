@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 
 from rich.table import Table
 
-from sidecar.asking import admin_of, console, moment, printable
-from sidecar.behind import database_facts
-from sidecar.bulk import REQUEST_TIMEOUT_S, Sidecar
+from sidecar.commands.asking import admin_of, console, moment, printable
+from sidecar.commands.behind import database_facts
+from sidecar.commands.bulk import REQUEST_TIMEOUT_S, Sidecar
 from sidecar.core.relationship import format_expires_at
 from sidecar.errors import Refused
 

@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 
 from rich.table import Table
 
-from sidecar.asking import admin_of, console, moment, printable
-from sidecar.bulk import REQUEST_TIMEOUT_S
+from sidecar.commands.asking import admin_of, console, moment, printable
+from sidecar.commands.bulk import REQUEST_TIMEOUT_S
 from sidecar.errors import Unavailable
 
 JsonObject = dict[str, Any]

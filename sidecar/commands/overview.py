@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sidecar.asking import admin_of, console, printable
+from sidecar.commands.asking import admin_of, console, printable
 from sidecar.errors import Refused, Unavailable
 
 JsonObject = dict[str, Any]

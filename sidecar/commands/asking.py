@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sidecar.bulk import ADMIN, Sidecar, bearer_of, check_url
+from sidecar.commands.bulk import ADMIN, Sidecar, bearer_of, check_url
 from sidecar.errors import Refused
 
 NOT_FOUND = 404

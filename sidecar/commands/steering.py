@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from sidecar.asking import admin_of
+from sidecar.commands.asking import admin_of
 
 JsonObject = dict[str, Any]
 
