@@ -40,9 +40,9 @@ check: $(STAMP) ## Lint, format and types
 test: check ## check, then every suite, with the seconds of each (ARGS goes to pytest)
 	@$(BIN)/python tests/run_suites.py $(SUITES) -- $(ARGS)
 
-test-real: $(STAMP) ## Against real programs: fetches SpiceDB and Prometheus, says what could not be had
+test-real: $(STAMP) ## What operators do, the docs, and real databases, Prometheus and browser; fetches what it can
 	@$(BIN)/python -m tests.real.fetch
-	@$(BIN)/python tests/run_suites.py real -- $(ARGS)
+	@$(BIN)/python tests/run_suites.py operating real -- $(ARGS)
 
 soak: $(STAMP) ## The long random runs
 	$(BIN)/python -m pytest -m soak tests $(ARGS)

@@ -1,6 +1,6 @@
 """What the documents name is there: links, anchors, files, functions, metrics, settings.
 
-That their commands run is shown in `tests/e2e/test_docs.py`.
+That their commands run is shown in `tests/operating/test_docs.py`.
 """
 
 import re
@@ -78,7 +78,7 @@ def test_every_shell_block_can_be_read_by_the_shell() -> None:
 
 RUN_HERE = {"sh", "yaml"}
 RUN_ELSEWHERE = {
-    "sh walk": "tests/e2e/test_example.py",
+    "sh walk": "tests/operating/test_example.py",
     "python": "tests/e2e/test_library.py, tests/unit/test_docs.py",
 }
 TO_BE_READ = {"", "json", "lua", "promql", "ini", "nginx", "http"}

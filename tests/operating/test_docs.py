@@ -52,7 +52,7 @@ NOT_HERE = {
     "make": "runs what runs this test; that the target is there is looked up",
     "pip install": "fetches packages",
     "npm": "fetches packages",
-    ".venv/bin/python -m examples": "is run by tests/e2e/test_example.py",
+    ".venv/bin/python -m examples": "is run by tests/operating/test_example.py",
     "promtool": "is Debian's, see tests/real",
     "ping": "needs the network",
 }

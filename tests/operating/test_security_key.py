@@ -12,7 +12,7 @@ import pytest
 from sidecar.security.signing import proof
 from tests.e2e.conftest import MakeWorld
 from tests.e2e.test_bad_peers import HELLO, heard, link_to
-from tests.e2e.test_security_tls import (
+from tests.operating.test_security_tls import (
     AT_HOME_IN_EU,
     QUICK,
     forward,

@@ -7,7 +7,7 @@ import pytest
 
 from tests.certificates import Authority
 from tests.e2e.conftest import MakeWorld
-from tests.e2e.test_security_tls import relationships, says
+from tests.operating.test_security_tls import relationships, says
 from tests.secured import ask_tls
 from tests.waiting import wait_until
 from tests.world import HOST, LIST, OPERATOR, WRITE, Answer, Node, World, ask, sidecar
