@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.e2e.conftest import MakeWorld
 from tests.waiting import wait_until
-from tests.world import HOST, LIST, WRITE, Node, documents
+from tests.world import HOST, LIST, WRITE, Node, ask, documents
 
 DEBUG = {"INFERADB__LOG__LEVEL": "debug", "INFERADB__LOG__FORMAT": "json"}
 
@@ -20,16 +20,22 @@ def lines_about(node: Node, request: str) -> list[dict[str, Any]]:
     return [line for line in lines if line.get("request") == request]
 
 
+def _seen_by(node: Node) -> str:
+    """How node1 does, as that node knows it."""
+    return str(ask(node.admin_port, "GET", "/status").body["health"]["node1"])
+
+
 def test_the_id_of_a_request_is_found_on_every_node_that_served_it(make_world: MakeWorld) -> None:
     """Given by the application or made here: it goes along, and comes back with the answer."""
     world = make_world(
         primary="us-west-1", replication={"strategy": "primary_replica"}, environ=DEBUG
     ).start()
     us, eu = world.nodes
+    wait_until(lambda: _seen_by(eu) != "unreachable", "node2 knows that node1 serves")
     (triple,) = documents([1])
     body = {"relationships": [dict(zip(("resource", "relation", "subject"), triple, strict=True))]}
     answer = eu.post(WRITE, body, X_Request_Id="order-17")
-    assert answer.headers["X-Served-By"] == "us-west-1/node1"
+    assert answer.headers["X-Served-By"] == "us-west-1/node1", answer
     assert answer.headers["X-Request-Id"] == "order-17"
     for node in (us, eu):
         (line,) = lines_about(node, "order-17")
