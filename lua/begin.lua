@@ -12,7 +12,6 @@
 --                     so can what earlier incarnations have written since nobody has told
 -- ARGV 9 behind       "", or JSON of a vector that this node once had: it must catch up before it
 --                     writes, and what an exposed incarnation has written is set aside
--- ARGV 10 joins       "1": it never had that vector, and has lost nothing
 -- REPLY  outcome      "begun", then origin, clock, vector as JSON, how many transactions were set
 --                     aside, and the first incarnation of this data set
 -- FLAGS  allow-oom
@@ -68,7 +67,7 @@ end
 if ARGV[9] ~= '' then
   redis.call('HSET', keys.meta, 'behind', ARGV[9])
   -- What was written through this node the database has, and maybe nobody else.
-  if dirty.self and ARGV[10] == '' then redis.call('HSET', keys.meta, 'adopt', '1') end
+  if dirty.self then redis.call('HSET', keys.meta, 'adopt', '1') end
 end
 return {
   'begun', origin, number.text(at), node.vector_json(self.vector), number.text(aside),

@@ -81,9 +81,7 @@ class Replica(Protocol):
     async def taken(self) -> Vector: ...
     async def wait_durable(self, vector: Vector) -> None: ...
     async def prove(self) -> None: ...
-    async def begin(
-        self, behind: Vector | None = None, known: Collection[str] = (), *, is_join: bool = False
-    ) -> None: ...
+    async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None: ...
     async def end_phase(self) -> None: ...
     async def end_exposure(self) -> None: ...
     @property
@@ -393,8 +391,6 @@ class Peers:
         elif is_reused or is_outdated:
             # What it wrote before is lost here: the places must not be used again.
             await self.begin(store.behind, known)
-        elif self._must_join(told):
-            await self._join(node, told)
         else:
             self._proofs.add(node)
             is_mine_there = any(
@@ -411,22 +407,6 @@ class Peers:
             elif store.phase is Phase.UNPROVEN:
                 # From now on it merges, and that cannot be undone.
                 await store.end_exposure()
-
-    def _must_join(self, told: Told) -> bool:
-        """Whether this node is new to one that is not.
-
-        The others may have collected what all of *them* had seen, each in its own time. A write
-        that knows nothing of it would stand where it is collected, and lose where it is not.
-        """
-        is_undecided = self._store.phase in (Phase.UNPROVEN, Phase.EXPOSED)
-        return is_undecided and self.is_new and not told.is_new
-
-    async def _join(self, node: str, told: Told) -> None:
-        await self.begin(told.vector, told.vector, is_join=True)
-        log.info(
-            "this node is new; it serves nothing until it has what the others have",
-            extra={"peer": node},
-        )
 
     async def _fall_behind(
         self, node: str, claims: Vector, lacks: Vector, known: Collection[str]
@@ -458,11 +438,9 @@ class Peers:
             raise Refused("bad_frame", "a wall clock is a text of digits")
         return self._wall_us() - int(wall)
 
-    async def begin(
-        self, behind: Vector | None, known: Collection[str] = (), *, is_join: bool = False
-    ) -> None:
+    async def begin(self, behind: Vector | None, known: Collection[str] = ()) -> None:
         """Begin a new incarnation, greater than those known; every session then begins anew."""
-        await self._store.begin(behind, known, is_join=is_join)
+        await self._store.begin(behind, known)
         self._proofs.clear()
 
     # -- what applications are told ---------------------------------------------------------------

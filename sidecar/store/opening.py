@@ -163,9 +163,8 @@ class OpenStore:
         if self._phase is Phase.BEHIND:
             return Unavailable(
                 "catching_up",
-                "this node is new, or has lost what its peers know it once had; it serves nothing "
-                "before it has caught up with them (`sidecar accept-loss` if they are gone for "
-                "good)",
+                "this node has lost what its peers know it once had, and serves nothing until it "
+                "has caught up with them (`sidecar accept-loss` if they are gone for good)",
                 retry_after_s=5,
             )
         return None
@@ -501,14 +500,12 @@ class OpenStore:
                 await self._write_again()
             log.info("nothing is missing after the restart of Redis, say all peers")
 
-    async def begin(
-        self, behind: Vector | None = None, known: Collection[str] = (), *, is_join: bool = False
-    ) -> None:
+    async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None:
         """Begin a new incarnation, greater than all that are known.
 
         behind: what a peer remembers that this node once had; it takes no writes until it has
         caught up, and what an exposed incarnation has written is set aside. None: nobody has
-        told yet. is_join: it never had it, and comes to those that do.
+        told yet.
         """
         before = self._origin
         outcome, origin, clock, vector, aside, born = await self._control.run(
@@ -518,7 +515,6 @@ class OpenStore:
             *(STORE_FORMAT, PARTITIONS, self._rules.fingerprint, self._run_id),
             "1" if behind is None and self._has_peers else "",
             json.dumps(encode_vector(behind)) if behind else "",
-            "1" if is_join else "",
         )
         if outcome != b"begun":
             raise Broken(f"lua/begin.lua answers {outcome!r}")

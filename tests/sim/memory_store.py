@@ -287,9 +287,7 @@ class MemoryStore:
             if self.phase is Phase.SERVING:
                 self._write_again()
 
-    async def begin(
-        self, behind: Vector | None = None, known: Collection[str] = (), *, is_join: bool = False
-    ) -> None:
+    async def begin(self, behind: Vector | None = None, known: Collection[str] = ()) -> None:
         """Begin a new incarnation; see `OpenStore.begin`."""
         self._begin(behind, known)
 

@@ -75,11 +75,7 @@ def reuse_an_incarnation(patch: pytest.MonkeyPatch) -> None:
         self._known = self.disk.clock
 
     async def begin(
-        self: MemoryStore,
-        behind: Vector | None = None,
-        known: Collection[str] = (),
-        *,
-        is_join: bool = False,
+        self: MemoryStore, behind: Vector | None = None, known: Collection[str] = ()
     ) -> None:
         self.disk.run_id, self.disk.behind = self.server, dict(behind or {})
         self._take_phase()

@@ -102,22 +102,9 @@ def head(vector: Vector, **facts: object) -> dict[str, object]:
 
 def serving() -> Scene:
     scene = Scene()
-    # The first start of all of them.
-    scene.greet("b", new=True)
-    scene.greet("c", new=True)
-    assert scene.phase is Phase.SERVING
-    return scene
-
-
-def settled() -> Scene:
-    """It has had what the others had: it is new no more."""
-    scene = serving()
-    scene.has_come(B, 1)
-    scene.has_come(C, 1)
     scene.greet("b")
     scene.greet("c")
-    scene.tick()
-    assert not scene.peers.is_new
+    assert scene.phase is Phase.SERVING
     return scene
 
 
@@ -128,7 +115,7 @@ def test_a_fresh_node_is_exposed_until_a_peer_has_told_that_it_knows_no_more_of_
     scene = Scene()
     phases = [scene.phase]
     scene.write()
-    scene.greet("b", new=True)
+    scene.greet("b")
     phases.append(scene.phase)
     assert phases == [Phase.EXPOSED, Phase.SERVING]
 
@@ -158,30 +145,11 @@ def test_a_fresh_node_whose_id_has_been_used_before_must_take_back_what_it_had()
     assert again[1] == scene.origin
 
 
-def test_a_node_that_comes_to_others_has_what_they_have_before_it_serves() -> None:
-    """They may have collected deletes that its writes would know nothing of."""
-    scene = Scene()
-    version = scene.write()
-    scene.greet("b", {B: 5})
-    phases = [scene.phase]
-    assert scene.store.visible(KEYS[0]) is None, "set aside: it did not know what b has"
-    scene.has_come(B, 5)
-    scene.tick()
-    scene.pass_s(1)
-    scene.greet("b", {B: 5}, phase="serving")
-    scene.tick()
-    phases.append(scene.phase)
-    assert phases == [Phase.BEHIND, Phase.SERVING]
-    again = scene.store.visible(KEYS[0])
-    assert again is not None
-    assert again > version
-
-
 # -- a restart ------------------------------------------------------------------------------------
 
 
 def test_after_a_restart_all_peers_together_prove_that_nothing_is_missing() -> None:
-    scene = settled()
+    scene = serving()
     scene.write()
     origin = scene.origin
     scene.restart()
@@ -200,14 +168,14 @@ def test_after_a_restart_all_peers_together_prove_that_nothing_is_missing() -> N
 
 def test_only_neighbours_are_asked_for_a_proof() -> None:
     scene = Scene(neighbours=["b"])
-    scene.greet("b", new=True)
+    scene.greet("b")
     scene.restart()
-    scene.greet("b", new=True)
+    scene.greet("b")
     assert scene.phase is Phase.SERVING
 
 
 def test_the_same_peer_twice_proves_no_more_than_once() -> None:
-    scene = settled()
+    scene = serving()
     scene.restart()
     scene.greet("b")
     scene.greet("b")
@@ -215,7 +183,7 @@ def test_the_same_peer_twice_proves_no_more_than_once() -> None:
 
 
 def test_a_second_without_proof_begins_an_exposed_incarnation() -> None:
-    scene = settled()
+    scene = serving()
     before = scene.write()
     origin = scene.origin
     scene.restart()
@@ -239,10 +207,10 @@ def test_a_peer_that_has_more_of_this_node_proves_nothing() -> None:
     """Of an older incarnation: the present one is as whole as before, what is missing comes."""
     scene = Scene()
     scene.has_come("a.aaaaaaaa0001", 5)
-    scene.greet("b", new=True)
+    scene.greet("b")
     scene.restart()
-    scene.greet("b", {**scene.store.vector, "a.aaaaaaaa0001": 9}, new=True)
-    scene.greet("c", new=True)
+    scene.greet("b", {**scene.store.vector, "a.aaaaaaaa0001": 9})
+    scene.greet("c")
     assert scene.phase is Phase.UNPROVEN
 
 
@@ -255,7 +223,7 @@ def test_writes_that_a_peer_has_and_this_node_has_not_end_the_incarnation() -> N
     lost = scene.write()
     scene.store.crash(loses=True)
     scene.start()
-    scene.greet("b", {**scene.store.vector, lost[1]: lost[0]}, new=True)
+    scene.greet("b", {**scene.store.vector, lost[1]: lost[0]})
     assert scene.phase is Phase.SERVING
     assert scene.origin > lost[1]
     assert scene.write() > lost
