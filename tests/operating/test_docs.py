@@ -27,7 +27,7 @@ from sidecar.cli import app
 from sidecar.security.app_keys import LEAST_KEY
 from tests.certificates import Authority
 from tests.documents import ROOT, Block, blocks, commands
-from tests.e2e.test_demo import Demo, running_demo
+from tests.operating.test_demo import Demo, running_demo
 from tests.world import clean_environ
 
 LIMIT_S = 60.0
