@@ -16,10 +16,10 @@ from sidecar.agent.probe import Probes
 from sidecar.api.answers import Answers, compact
 from sidecar.core.topology import Node, Topology
 from sidecar.errors import SidecarError
-from sidecar.node_status import PATH as PEER_STATUS
 from sidecar.node_status import NodeStatus
 from sidecar.partition import Partition
 from sidecar.peer.calls import PeerCalls
+from sidecar.peer.telling import told_by
 
 JsonObject = dict[str, Any]
 
@@ -96,13 +96,11 @@ class Deployment:
             return {"is_reachable": True, "status": await self._status.tell()}
         try:
             async with asyncio.timeout(ASK_S):
-                status = await self._calls.get(node.endpoint, PEER_STATUS)
+                status = await told_by(node, self._calls)
         except TimeoutError:
             return self._known(node, f"no answer within {ASK_S:.0f} s")
         except SidecarError as failure:
             return self._known(node, failure.message)
-        if status.get("node") != node.id:
-            return self._known(node, f"another node answers there: {status.get('node')!r:.40}")
         return {"is_reachable": True, "status": status}
 
     def _known(self, node: Node, error: str) -> JsonObject:

@@ -20,9 +20,10 @@ from sidecar.core.topology import Node, Topology
 from sidecar.errors import Unavailable
 from sidecar.health import RELEASE
 from sidecar.metrics import Metrics
-from sidecar.node_status import PATH, NodeStatus
+from sidecar.node_status import NodeStatus
 from sidecar.partitions import Partitions
 from sidecar.peer.calls import PeerCalls
+from sidecar.peer.telling import told_by
 
 
 class Dashboard:
@@ -73,10 +74,7 @@ class Dashboard:
         self._viewers.tell("sample", lambda: compact(sample.to_json()))
 
     async def _ask(self, node: Node) -> Mapping[str, Any]:
-        status = await self._calls.get(node.endpoint, PATH)
-        if status.get("node") != node.id:
-            raise Unavailable("wrong_node", f"another node answers at {node.endpoint}")
-        return status
+        return await told_by(node, self._calls)
 
     def _facts(self) -> dict[str, Any]:
         primacy, replication = self._partitions.everywhere.primacy, self._config.replication

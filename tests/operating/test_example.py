@@ -172,7 +172,7 @@ for left in reversed(range(int(got.retry or 0) + 1)):
         response = refused
         if refused.status != 503:
             break
-    time.sleep(1 if left else 0)
+    time.sleep(1 if left else 0)  # as `curl --retry` does
 print(response.read().decode(), end="")
 print((got.w or "").replace("%{http_code}", str(response.status)).replace("\\\\n", "\\n"), end="")
 """

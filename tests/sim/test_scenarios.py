@@ -335,7 +335,10 @@ def test_a_new_node_joins_empty_and_gets_everything(strategy: ConflictResolution
     assert world.happened["transfers"] >= 1
 
 
-@pytest.mark.xfail(strict=True, reason="a new node takes writes before it has what others have")
+@pytest.mark.xfail(
+    strict=True,
+    reason="a new node takes writes before it has what others have: docs/guarantees.md says so",
+)
 def test_what_a_new_node_writes_before_it_has_joined_is_the_same_everywhere() -> None:
     """c comes when a has collected a revocation and b has not, and writes without knowing it."""
     world = world_of(DELETE_WINS, mesh(["a", "b", "c"]), absent="c")
